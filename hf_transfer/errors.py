@@ -1,0 +1,23 @@
+"""Floor 0: the two ways a run ends badly, and the exit code of each."""
+
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; nothing has been written. Exit code 2.
+
+    Every problem is one sentence or two that name the value, the place and the remedy; all that could be
+    found at once are reported together.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class RunError(Exception):
+    """The run started and could not finish (a proof failed, a loss went wrong). Exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,247 @@
+"""Floor 0: the records that travel from file to file, in the order in which a run makes them.
+
+All are frozen. Arrays are numpy on the host and torch on the device; a comment under each field states axes,
+units and the value that means "ignored".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # importing hf_transfer must not import any of these (0.3 s limit)
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Problem = Literal["single_label", "multi_label", "regression"]
+Role = Literal["in_domain", "shifted"]
+
+IGNORED_LABEL = -100
+"""The label value that carries no loss, as in ``torch.nn.functional.cross_entropy``."""
+
+
+@dataclass(frozen=True)
+class DomainTable:
+    """All rows of a source under one set of column names, before any split."""
+
+    rows: Dataset
+    """Columns ``example_id, place, domain, split`` (all strings; ``split`` is "" where none was published)
+    and ``text[, text_pair], label`` or ``source, target``. ``place`` is "file:row", rows counted from 1."""
+    name: str
+    """What the source is called in reports: a file stem, a folder, a Hub id or a bundled name."""
+    fingerprint: str
+    """sha256 over the contents of all rows, in order."""
+    default_train_domains: tuple[str, ...] = ()
+    """Train domains of a source that comes with a recommendation (bundled data); () where it has none."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was dropped or changed while reading, for the log and the report."""
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Examples that occur twice where they must not."""
+
+    exact: int = 0
+    """Test examples whose text also occurs in train (of any train domain)."""
+    near: int = 0
+    """Further test examples with a nearly equal text in train (word-set Jaccard at or over the threshold)."""
+    across_domains: int = 0
+    """Test examples among those two whose twin in train belongs to another domain."""
+    inside_train: int = 0
+    """Train examples whose text occurred earlier in train."""
+    dropped: int = 0
+    """Train and validation examples removed by ``data.drop_leaks``."""
+
+
+@dataclass(frozen=True)
+class DomainSplits:
+    """Train and validation rows of the train domains, test rows of every test domain."""
+
+    train: Dataset
+    validation: Dataset
+    test: dict[str, Dataset]
+    """Test rows by domain, in the order in which scores are reported: train domains first."""
+    train_domains: tuple[str, ...]
+    leaks: Leaks
+    rule: str
+    """How the splits came about: ``published``, ``hash`` or both, in words for the report."""
+    notes: tuple[str, ...] = ()
+
+    def role(self, domain: str) -> Role:
+        """``in_domain`` for the domains that were trained on, else ``shifted``."""
+        return "in_domain" if domain in self.train_domains else "shifted"
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """What the head predicts."""
+
+    problem: Problem
+    names: tuple[str, ...] = ()
+    """Class names in the order of the head's outputs; () for regression."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the loss; () for equal weights."""
+
+    @property
+    def output_count(self) -> int:
+        """Number of outputs of the head: one per class, or 1 for regression."""
+        return 1 if self.problem == "regression" else len(self.names)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An opened checkpoint."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    checkpoint_id: str
+    revision: str
+    """Commit of a Hub checkpoint; "" for local files."""
+    sha256: str
+    """Over the weight files; "" where the weights are random."""
+    newly_initialised: tuple[str, ...]
+    """Names of parameters that the checkpoint did not hold, as transformers' loading info lists them."""
+
+
+@dataclass(frozen=True)
+class EncodedSplits:
+    """The splits of ``DomainSplits`` as token ids."""
+
+    train: Dataset
+    """Columns ``input_ids`` (list of int), ``labels``, ``domain`` , ``example_id``, ``length`` (tokens)."""
+    validation: Dataset
+    test: dict[str, Dataset]
+    truncated: int
+    """Examples cut at ``data.max_length``."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: what goes through the model at once."""
+
+    inputs: dict[str, torch.Tensor]
+    """``input_ids``, ``attention_mask`` (and ``token_type_ids``): [batch, length], padding masked with 0."""
+    labels: torch.Tensor
+    """[batch] class ids with -100 where ignored; [batch, classes] 0/1 floats; [batch] floats."""
+    example_ids: tuple[str, ...]
+    tokens: int
+    """Real tokens, padding not counted."""
+    padding_tokens: int
+    target_count: int
+    """Targets that carry loss: what the window's loss sum is divided by. 0 in a filler batch."""
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """Loss of a batch before division, so that sums over micro-batches and processes stay exact."""
+
+    loss_sum: torch.Tensor
+    """Scalar, with gradient."""
+    target_count: int
+
+
+@dataclass(frozen=True)
+class TrainableSummary:
+    """What a strategy trains."""
+
+    trainable: int
+    total: int
+    names: tuple[str, ...]
+    """Names of the trainable parameters."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row per example, each example exactly once over all processes."""
+
+    example_ids: np.ndarray
+    """[n] strings, unique."""
+    domain_ids: np.ndarray
+    """[n] strings: the domain of each example."""
+    predicted: np.ndarray
+    """[n] class ids, [n, classes] 0/1, or [n] floats."""
+    reference: np.ndarray
+    """Same shape and meaning as ``predicted``."""
+    probabilities: np.ndarray
+    """[n, classes] float32; [n, 1] holding the predicted value for regression."""
+
+
+@dataclass(frozen=True)
+class DomainScore:
+    """One score with everything that it must never travel without."""
+
+    stage: str
+    """``adapted``, or the name of a control."""
+    domain: str
+    role: Role
+    split: str
+    count: int
+    """Examples scored."""
+    metric: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ShiftReport:
+    """Scores of every domain and what they say together."""
+
+    scores: tuple[DomainScore, ...]
+    metric: str
+    """The metric of the numbers below."""
+    in_domain_mean: float
+    """Unweighted mean over the in-domain test domains; nan where there are none."""
+    shifted_mean: float
+    """Unweighted mean over the shifted domains; nan where there are none."""
+    gap: float
+    """How much worse shifted domains score: positive means a loss, whichever way the metric points."""
+    worst_domain: str
+    comparisons: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which step was kept and by which rule."""
+
+    rule: str
+    metric: str
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What the loop leaves: the model is changed in place."""
+
+    selection: Selection
+    steps: int
+    history: tuple[dict[str, Any], ...]
+    """One record per validation: ``step, epoch, seconds, <metric>``."""
+    train_seconds: float
+    """From the first to the last optimizer step; validation and checkpoint writing excluded."""
+    examples: int
+    tokens: int
+    padding_tokens: int
+    skipped_steps: int
+    """Windows whose gradient was not finite, so that no step was taken."""
+    stopped_early: bool
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What was saved and what the proof said."""
+
+    kind: str
+    """``full``, ``adapter`` or ``merged``."""
+    path: str
+    """Relative to the output folder."""
+    proved: bool
+    """A fresh process loaded it and gave the same logits."""
+    largest_difference: float
+    """Largest absolute difference between the two sets of logits."""
+    bytes: int
+    also: tuple[str, ...] = field(default=())
+    """Further exported folders, relative to the output folder, proved in the same way."""
