@@ -83,6 +83,8 @@ class LabelSpace:
     """Class names in the order of the head's outputs; () for regression."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the loss; () for equal weights."""
+    separator: str | None = None
+    """What splits a label string into several labels; None where labels are lists or single."""
 
     @property
     def output_count(self) -> int:
@@ -228,6 +230,27 @@ class TrainResult:
     skipped_steps: int
     """Windows whose gradient was not finite, so that no step was taken."""
     stopped_early: bool
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything about a training run, beside tensors, that continuing it needs."""
+
+    step: int = 0
+    """Optimizer steps done, skipped windows included, over all stages."""
+    history: tuple[dict[str, Any], ...] = ()
+    best_step: int = -1
+    """Step of the best validation so far; -1 before the first."""
+    best_value: float = float("nan")
+    bad_validations: int = 0
+    """Validations since the best one."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    train_seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    padding_tokens: int = 0
+    stopped_early: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""What strategies share: the parts of a model from bottom to top, and what a strategy hands to the loop.
+
+A transformer is seen as *embeddings*, a stack of *layers*, the *rest* of its body (poolers, final norms) and the
+*head*. Parts are found from the module tree, not from names of known architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from hf_transfer.records import Pretrained, TrainableSummary
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parameters of a model by part, as objects: names change when a strategy wraps modules, objects do not."""
+
+    embeddings: tuple[nn.Parameter, ...]
+    layers: tuple[tuple[nn.Parameter, ...], ...]
+    """Bottom to top; of an encoder-decoder, the encoder's layers and then the decoder's."""
+    layer_modules: tuple[nn.Module, ...]
+    """The module of each layer."""
+    encoder_depth: int
+    """How many of ``layers`` are the encoder's: all, where there is no decoder."""
+    rest: tuple[nn.Parameter, ...]
+    head: tuple[nn.Parameter, ...]
+    """Everything outside the body, and parameters of the body that the checkpoint did not hold."""
+
+    @property
+    def body(self) -> tuple[nn.Parameter, ...]:
+        """All parameters but the head's, bottom to top."""
+        return (*self.embeddings, *(p for layer in self.layers for p in layer), *self.rest)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one set of trainable parameters."""
+
+    name: str
+    trainable: tuple[nn.Parameter, ...]
+    epochs: float | None = None
+    """None: what ``train`` asks for, less what other stages took of it."""
+    own_schedule: bool = False
+    """Warm up and decay within this stage alone; else the stages share one course of the learning rate."""
+    as_probe: bool = False
+    """Learn at the probe's rates."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model made ready by a strategy."""
+
+    model: nn.Module
+    strategy: str
+    parts: Parts
+    stages: tuple[Stage, ...]
+    freezes_modules: bool
+    """Frozen parts run in eval mode, so that what they compute is the same every time."""
+    head_names: tuple[str, ...]
+    summary: TrainableSummary
+    initial_update: dict[str, torch.Tensor] = field(default_factory=dict)
+    """LoRA's matrices before training, where their initialisation changed the base (PiSSA, OLoRA)."""
+
+    def set_train_mode(self, model: nn.Module) -> None:
+        """``model.train()``, with wholly frozen modules left in eval mode where the strategy freezes modules."""
+        model.train()
+        if self.freezes_modules:
+            for module in _topmost_frozen(model):
+                module.eval()
+
+
+def find_parts(pretrained: Pretrained) -> Parts:
+    """Sort the parameters of ``pretrained.model`` into parts.
+
+    Layers are the elements of the outermost module lists of the body whose elements are all of one class.
+    Embeddings are parameters below a module whose name speaks of embeddings (or GPT-2's wte, wpe; T5's shared).
+    A checkpoint without any layer list (ALBERT shares one layer) counts as having a single layer.
+    """
+    model = pretrained.model
+    body = model.base_model
+    scratch = len(pretrained.newly_initialised) == len(list(model.named_parameters()))
+    new = set() if scratch else set(pretrained.newly_initialised)
+    prefix = "" if body is model else model.base_model_prefix + "."
+    named = dict(model.named_parameters())
+    head = {id(p) for name, p in named.items() if name in new or not name.startswith(prefix)}
+    stacks = list(_layer_stacks(body))
+    modules = tuple(layer for _, stack in stacks for layer in stack)
+    taken = set(head)
+    layers = []
+    for module in modules:
+        layers.append(tuple(p for p in module.parameters() if id(p) not in taken))
+        taken |= {id(p) for p in layers[-1]}
+    embeddings = tuple(p for name, p in named.items() if id(p) not in taken and _is_embedding(name))
+    taken |= {id(p) for p in embeddings}
+    rest = tuple(p for p in named.values() if id(p) not in taken)
+    encoder = [len(stack) for name, stack in stacks if "decoder" not in name.split(".")]
+    return Parts(
+        embeddings=embeddings,
+        layers=tuple(layers),
+        layer_modules=modules,
+        encoder_depth=sum(encoder) or len(modules),
+        rest=rest,
+        head=tuple(p for p in named.values() if id(p) in head),
+    )
+
+
+def new_modules(pretrained: Pretrained) -> tuple[str, ...]:
+    """Top-most modules all of whose parameters are newly initialised: what an adapter must save whole.
+
+    From the loading info, never from module names: PEFT itself saves only ``classifier`` and ``score``, which loses
+    the poolers and dense layers that DeBERTa, BART, T5, ALBERT and some BERT checkpoints put in front of them.
+    """
+    model = pretrained.model
+    new = set(pretrained.newly_initialised)
+    if len(new) == len(list(model.named_parameters())):  # random weights throughout: the head is what is new
+        prefix = model.base_model_prefix + "."
+        new = {name for name in new if not name.startswith(prefix)}
+    found: list[str] = []
+    for name, module in model.named_modules():
+        parameters = [f"{name}.{inner}" for inner, _ in module.named_parameters()]
+        covered = any(name == top or name.startswith(top + ".") for top in found)
+        if name and parameters and not covered and all(parameter in new for parameter in parameters):
+            found.append(name)
+    return tuple(found)
+
+
+def make_adapted(
+    model: nn.Module, strategy: str, parts: Parts, stages: tuple[Stage, ...], freezes_modules: bool
+) -> Adapted:
+    """Mark what any stage trains as trainable and sum it up."""
+    ever = {id(p) for stage in stages for p in stage.trainable}
+    head = {id(p) for p in parts.head}
+    named = dict(model.named_parameters())
+    for parameter in named.values():
+        parameter.requires_grad_(id(parameter) in ever)
+    names = tuple(name for name, p in named.items() if p.requires_grad)
+    summary = TrainableSummary(
+        trainable=sum(named[name].numel() for name in names),
+        total=sum(p.numel() for p in named.values()),
+        names=names,
+    )
+    head_names = tuple(name for name, p in named.items() if id(p) in head)
+    return Adapted(model, strategy, parts, stages, freezes_modules, head_names, summary)
+
+
+def with_head_first(stages: tuple[Stage, ...], parts: Parts, epochs: float) -> tuple[Stage, ...]:
+    """LP-FT (Kumar 2022): a stage that trains the head alone, in front of ``stages``."""
+    return (Stage("head", parts.head, epochs=epochs, own_schedule=True, as_probe=True), *stages)
+
+
+def _layer_stacks(body: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Outermost module lists of equal layers, encoder before decoder as they are registered."""
+    found: list[str] = []
+    for name, module in body.named_modules():
+        if any(name.startswith(outer + ".") for outer in found) or not isinstance(module, nn.ModuleList):
+            continue
+        kinds = {type(layer) for layer in module}
+        if len(kinds) == 1 and any(True for _ in module.parameters()):
+            found.append(name)
+            yield name, module
+
+
+def _is_embedding(name: str) -> bool:
+    others = ("wte", "wpe", "shared", "relative_attention_bias")
+    return any("embed" in part.lower() or part in others for part in name.split("."))
+
+
+def _topmost_frozen(model: nn.Module) -> Iterator[nn.Module]:
+    parameters = list(model.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        yield model
+        return
+    for child in model.children():
+        yield from _topmost_frozen(child)

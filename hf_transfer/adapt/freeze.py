@@ -1,0 +1,94 @@
+"""Partial freeze: the lower part of the body stays as it is, the upper part and the head learn."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from hf_transfer.adapt.base import Adapted, Parts, Stage, find_parts, make_adapted, with_head_first
+from hf_transfer.config import AdaptConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import Pretrained
+
+
+def apply_freeze(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
+    """Freeze what ``adapt.freeze`` says; frozen parts run in eval mode.
+
+    With ``gradual_unfreezing`` (Howard and Ruder 2018, section 3.3) the first epoch trains the head, and each further
+    epoch thaws one more layer from the top, until everything that is not frozen for good takes part.
+
+    Raises:
+        InputError: layers that the checkpoint does not have, a pattern that freezes nothing, or nothing left to train.
+    """
+    parts = find_parts(pretrained)
+    frozen = {id(p) for p in frozen_parameters(pretrained.model, parts, adapt.freeze)}
+    trained = tuple(p for p in (*parts.body, *parts.head) if id(p) not in frozen)
+    if not trained:
+        raise InputError(f"--adapt.freeze {adapt.freeze} freezes everything, the head too: freeze less.")
+    stages: tuple[Stage, ...] = (Stage("freeze", trained),)
+    if adapt.gradual_unfreezing:
+        stages = gradual_stages(parts, frozen)
+    if adapt.head_first:
+        stages = with_head_first(stages, parts, adapt.head_first_epochs)
+    return make_adapted(pretrained.model, "freeze", parts, stages, freezes_modules=True)
+
+
+def frozen_parameters(model: nn.Module, parts: Parts, spec: str) -> list[nn.Parameter]:
+    """The parameters that ``spec`` (a form of ``adapt.freeze``) names."""
+    depth = len(parts.layers)
+    if spec == "embeddings":
+        return list(parts.embeddings)
+    if spec == "encoder":
+        if parts.encoder_depth == depth:  # no decoder: the whole body encodes
+            return list(parts.body)
+        return [*parts.embeddings, *(p for layer in parts.layers[: parts.encoder_depth] for p in layer)]
+    if spec.startswith("regex:"):
+        pattern = spec.removeprefix("regex:")
+        named = [p for name, p in model.named_parameters() if re.search(pattern, name)]
+        if not named:
+            example = next(name for name, _ in model.named_parameters())
+            raise InputError(f"--adapt.freeze {spec} matches no parameter; their names look like {example}.")
+        return named
+    if spec.startswith("fraction:"):
+        return _bottom(parts, round(float(spec.removeprefix("fraction:")) * depth), spec)
+    if spec.isdigit():
+        return _bottom(parts, int(spec), spec)
+    chosen = layer_list(spec)
+    if max(chosen) >= depth:
+        raise InputError(f"--adapt.freeze {spec}: the checkpoint has layers 0 to {depth - 1}.")
+    return [p for i in chosen for p in parts.layers[i]]
+
+
+def layer_list(spec: str) -> list[int]:
+    """``0-3,5`` as [0, 1, 2, 3, 5]."""
+    chosen = []
+    for piece in spec.split(","):
+        first, _, last = piece.partition("-")
+        chosen += range(int(first), int(last or first) + 1)
+    return sorted(set(chosen))
+
+
+def gradual_stages(parts: Parts, frozen: set[int]) -> tuple[Stage, ...]:
+    """One epoch per newly thawed layer, head first; the last stage, with all of them, has the remaining epochs."""
+    head = tuple(p for p in parts.head if id(p) not in frozen)
+    thawed = [tuple(p for p in layer if id(p) not in frozen) for layer in parts.layers]
+    top_down = [layer for layer in reversed(thawed) if layer]
+    rest = tuple(p for p in parts.rest if id(p) not in frozen)
+    bottom = tuple(p for p in parts.embeddings if id(p) not in frozen)
+    stages = [Stage("thaw 0", head, epochs=1.0)]
+    trained = (*rest, *head)
+    for i, layer in enumerate(top_down, start=1):
+        last = i == len(top_down)
+        trained = (*(bottom if last else ()), *layer, *trained)
+        stages.append(Stage(f"thaw {i}", trained, epochs=None if last else 1.0))
+    return tuple(stages)
+
+
+def _bottom(parts: Parts, count: int, spec: str) -> list[nn.Parameter]:
+    """Embeddings and the ``count`` lowest layers; nothing at all for 0."""
+    if count > len(parts.layers):
+        raise InputError(f"--adapt.freeze {spec}: the checkpoint has only {len(parts.layers)} layers.")
+    if count == 0:
+        return []
+    return [*parts.embeddings, *(p for layer in parts.layers[:count] for p in layer)]

@@ -1,0 +1,12 @@
+"""Probe: the body stays as it is, in eval mode; only the head learns."""
+
+from hf_transfer.adapt.base import Adapted, Stage, find_parts, make_adapted
+from hf_transfer.config import AdaptConfig
+from hf_transfer.records import Pretrained
+
+
+def apply_probe(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
+    """Train the head on the frozen body (Alain and Bengio 2016)."""
+    parts = find_parts(pretrained)
+    stages = (Stage("probe", parts.head, as_probe=True),)
+    return make_adapted(pretrained.model, "probe", parts, stages, freezes_modules=True)

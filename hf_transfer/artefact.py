@@ -1,0 +1,198 @@
+"""Floor 4: save what was trained so that others can open it, and prove in a fresh process that it opens.
+
+Full models are plain transformers folders. Adapters are plain PEFT folders, plus the tokenizer and the labels; there
+is no ``config.json`` beside an adapter, because transformers would then take the folder for a full model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hf_transfer.adapt.base import Adapted
+from hf_transfer.adapt.lora import save_adapter
+from hf_transfer.errors import RunError
+from hf_transfer.loading import METADATA_NAME, METADATA_SCHEMA, LoadedModel, load
+from hf_transfer.records import Artefact, LabelSpace, Pretrained
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit, absolute and relative to its size, at which two models count as the same."""
+
+
+def save_artefact(
+    output_dir: Path,
+    adapted: Adapted,
+    pretrained: Pretrained,
+    labels: LabelSpace,
+    task: str,
+    max_length: int,
+    keeps_head: bool,
+    export: str | None,
+    proof: Dataset,
+) -> Artefact:
+    """Save ``adapted`` as ``output_dir/model`` (and ``merged`` where asked), each proved by a fresh process.
+
+    Args:
+        keeps_head: Whether the checkpoint's own head was kept.
+        proof: A few rows whose logits are compared; their texts are not stored.
+
+    Raises:
+        RunError: the fresh process could not open it, or its logits differ by more than ``TOLERANCE``.
+    """
+    device = next(adapted.model.parameters()).device
+    model: Any = adapted.model.to("cpu").eval()  # compared in fp32 on the CPU, wherever it was trained
+    metadata = {
+        "schema": METADATA_SCHEMA,
+        "task": task,
+        "problem": labels.problem,
+        "label_names": list(labels.names),
+        "max_length": max_length,
+        "base_checkpoint": pretrained.checkpoint_id,
+        "base_revision": pretrained.revision,
+        "base_sha256": pretrained.sha256,
+        "keeps_head": keeps_head,
+    }
+    texts: list[str] = list(proof["text"])
+    text_pairs = list(proof["text_pair"]) if "text_pair" in proof.column_names else None
+    kind = "adapter" if adapted.strategy == "lora" else "full"
+    expected = LoadedModel(model, pretrained.tokenizer, labels, max_length).logits(texts, text_pairs)
+    write_model(output_dir / "model", model, adapted, pretrained, metadata)
+    differences = [_prove(output_dir / "model", texts, text_pairs, expected)]
+    also: tuple[str, ...] = ()
+    if export == "merged":
+        merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+        write_model(output_dir / "merged", merged, None, pretrained, metadata)
+        differences.append(_prove(output_dir / "merged", texts, text_pairs, expected))
+        also = ("merged",)
+    adapted.model.to(device)
+    size = sum(path.stat().st_size for path in (output_dir / "model").rglob("*") if path.is_file())
+    return Artefact(kind, "model", True, max(differences), size, also)
+
+
+def write_model(
+    folder: Path, model: Any, adapted: Adapted | None, pretrained: Pretrained, metadata: dict[str, Any]
+) -> None:
+    """Write a model, its tokenizer, ``metadata`` and loading notes beside ``folder``, then put all of it there.
+
+    ``adapted`` is None for a merged model, which is saved like a full one.
+    """
+    temporary = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        if adapted is not None and adapted.strategy == "lora":
+            revision = pretrained.revision or None
+            save_adapter(temporary, model, adapted.initial_update, pretrained.checkpoint_id, revision)
+        else:
+            model.config._name_or_path = ""  # a path of this machine says nothing to others
+            model.save_pretrained(temporary)
+        pretrained.tokenizer.save_pretrained(temporary)
+        (temporary / METADATA_NAME).write_text(json.dumps(metadata, indent=2, ensure_ascii=False), encoding="utf-8")
+        notes = loading_notes(metadata, is_adapter=(temporary / "adapter_config.json").exists())
+        (temporary / "README.md").write_text(notes, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except (OSError, ValueError) as error:
+        raise RunError(f"the model could not be saved to {folder} ({error}).") from error
+
+
+def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
+    """README.md of an artefact: how to open it, with the exact arguments."""
+    names = metadata["label_names"] or ["value"]
+    ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").predict(["some text"]).labels)'
+    if not is_adapter:
+        stock = (
+            "from transformers import pipeline\n\n"
+            'classify = pipeline("text-classification", "PATH")\nprint(classify("some text"))'
+        )
+    else:
+        base = metadata["base_checkpoint"]
+        location = f'"{base}"'
+        lines = ["from peft import PeftModel", "from transformers import AutoModelForSequenceClassification"]
+        if base.startswith("package:"):
+            module, _, inside = base.removeprefix("package:").partition("/")
+            lines.insert(0, "from importlib.resources import files\n")
+            location = f'str(files("{module}") / "{inside}")'
+        lines += [
+            "",
+            f"names = {json.dumps(names, ensure_ascii=False)}",
+            "base = AutoModelForSequenceClassification.from_pretrained(",
+            f"    {location}, num_labels={len(names)},",
+            *([f'    revision="{metadata["base_revision"]}",'] if metadata["base_revision"] else []),
+            "    id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},",
+            ")",
+            'model = PeftModel.from_pretrained(base, "PATH")',
+        ]
+        stock = "\n".join(lines)
+    kind = "LoRA adapter" if is_adapter else "Model"
+    return (
+        f"# {kind} for text {metadata['task']}\n\n"
+        f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder.\n\n"
+        f"```python\n{ours}\n```\n\nWithout that package:\n\n```python\n{stock}\n```\n"
+    )
+
+
+def _prove(folder: Path, texts: Sequence[str], text_pairs: Sequence[str] | None, expected: np.ndarray) -> float:
+    """Load ``folder`` in a fresh, offline process and compare logits; returns the largest difference."""
+    request = {
+        "path": str(folder.resolve()),
+        "texts": list(texts),
+        "text_pairs": list(text_pairs) if text_pairs is not None else None,
+        "threads": torch.get_num_threads(),
+    }
+    # the launcher's variables would make the child wait for its siblings; a GPU would round differently
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ACCELERATE_", "TORCHELASTIC", "FSDP"))
+        and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    }
+    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch, "answer.json")
+        child = subprocess.run(
+            [sys.executable, "-m", "hf_transfer.artefact", str(answer)],
+            input=json.dumps(request),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if child.returncode:
+            said = child.stderr.strip().splitlines()[-1:] or ["nothing"]
+            raise RunError(f"{folder} was saved, but a fresh process cannot open it. It said: {said[0]}")
+        found = np.array(json.loads(answer.read_text(encoding="utf-8")), dtype=np.float32)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        far = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
+        raise RunError(
+            f"{folder} was saved and opens, but a fresh process gives other logits (shapes {found.shape} and "
+            f"{expected.shape}, largest difference {far:.3g}, allowed {TOLERANCE}). It must not be used."
+        )
+    return float(np.abs(found - expected).max())
+
+
+def _answer(answer: Path) -> None:
+    """The fresh process: open, predict, write the logits."""
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    logits = load(request["path"], device="cpu").logits(request["texts"], request["text_pairs"])
+    answer.write_text(json.dumps(logits.tolist()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _answer(Path(sys.argv[1]))

@@ -1,0 +1,96 @@
+"""Floor 1: windows of examples, shared among processes and cut into micro-batches with little padding.
+
+A window is what one optimizer step learns from. It is drawn at random; only then is it sorted by length and cut.
+Because the loss is summed over the window and divided once, the cut does not change the gradient, so it may be
+chosen for speed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+OVERHEAD_TOKENS = 96
+"""What one more micro-batch costs beside its tokens, in tokens; measured (benchmarks/LOG.md)."""
+
+
+def window_count(examples: int, window_size: int) -> int:
+    """Windows per epoch; the last may be smaller."""
+    return math.ceil(examples / window_size)
+
+
+def window_indices(examples: int, window_size: int, seed: int, window: int) -> np.ndarray:
+    """Row numbers [window_size or fewer] of the ``window``-th window of training, counted over all epochs.
+
+    Each epoch is its own permutation, drawn from (seed, epoch) alone, so that any window can be named without
+    walking through those before it.
+    """
+    epoch, position = divmod(window, window_count(examples, window_size))
+    order = _permutation(examples, seed, epoch)
+    return order[position * window_size : (position + 1) * window_size]
+
+
+_last_permutation: tuple[tuple[int, int, int], np.ndarray] | None = None
+
+
+def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of an epoch; the last one is kept, because a million rows take a while to shuffle."""
+    global _last_permutation
+    key = (examples, seed, epoch)
+    if _last_permutation is None or _last_permutation[0] != key:
+        _last_permutation = (key, np.random.default_rng([seed, epoch]).permutation(examples))
+    return _last_permutation[1]
+
+
+def share_window(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
+    """Positions of a window for each process: sorted by length and dealt back and forth, so that tokens balance.
+
+    ``lengths``: [window] tokens. Every process gets the same number of examples, give or take one.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    turn = np.arange(len(order)) % (2 * processes)
+    owner = np.where(turn < processes, turn, 2 * processes - 1 - turn)
+    return [order[owner == rank] for rank in range(processes)]
+
+
+def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int) -> list[np.ndarray]:
+    """Positions of each micro-batch, longest first, so that padding and the number of batches cost least together.
+
+    Sorted by length, a micro-batch is a run of neighbours, padded to its longest; dynamic programming over the places
+    to cut minimises sum(padded tokens + OVERHEAD_TOKENS). An example over the budget travels alone.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    sorted_lengths = lengths[order]
+    count = len(order)
+    best = np.full(count + 1, np.inf)
+    best[0] = 0.0
+    cut_before = np.zeros(count + 1, dtype=int)
+    for end in range(1, count + 1):
+        starts = np.arange(end)
+        padded = sorted_lengths[starts] * (end - starts)
+        allowed = (padded <= tokens_per_micro_batch) | (starts == end - 1)
+        cost = np.where(allowed, best[:end] + padded + OVERHEAD_TOKENS, np.inf)
+        cut_before[end] = int(cost.argmin())
+        best[end] = cost[cut_before[end]]
+    pieces = []
+    end = count
+    while end:
+        start = cut_before[end]
+        pieces.append(order[start:end])
+        end = start
+    return pieces[::-1]
+
+
+def sorted_batches(lengths: Sequence[int] | np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+    """Row numbers of each batch of an evaluation: all rows sorted by length, filled up to the token budget."""
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        size = max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,229 @@
+"""Floor 3: checkpoints that are complete or absent, and continuing from one.
+
+A checkpoint holds what training changes: trainable parameters, the optimizer's averages, and ``RunState``. It is
+written to a temporary folder, flushed and renamed; a manifest lists size and sha256 of each file. Tensors are
+safetensors, the rest is JSON: nothing on the way back is unpickled. Draws need no state, because each window's order
+and dropout are derived from (seed, step, process).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hf_transfer.errors import InputError, RunError
+from hf_transfer.records import RunState
+
+AVERAGES = ("exp_avg", "exp_avg_sq", "step")
+
+
+def read_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Copies of the named parameters on the host, whole even where processes hold shards. All processes call it."""
+    wanted = set(names)
+    return {name: _whole(p) for name, p in model.named_parameters() if name in wanted}
+
+
+def write_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy ``tensors`` into the parameters of the same names, in place."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            named[name].copy_(_like(tensor, named[name]))
+
+
+def save_best(folder: Path, model: nn.Module, names: Iterable[str], accelerator: Accelerator) -> None:
+    """Keep the trainable parameters of the best step so far under ``folder/best``."""
+    tensors = read_parameters(accelerator.unwrap_model(model), names)
+    if accelerator.is_main_process:
+        _write_folder(folder / "best", tensors, {})
+    accelerator.wait_for_everyone()
+
+
+def load_best(folder: Path, model: nn.Module, accelerator: Accelerator) -> None:
+    """Put the parameters of the best step back."""
+    write_parameters(accelerator.unwrap_model(model), load_file(folder / "best" / "parameters.safetensors"))
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    names: Iterable[str],
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    identity: Mapping[str, Any],
+    keep: int,
+    accelerator: Accelerator,
+) -> None:
+    """Write ``folder/step-N``; older checkpoints beyond ``keep`` go once it is complete."""
+    module = accelerator.unwrap_model(model)
+    tensors = read_parameters(module, names)
+    tensors |= _read_averages(module, optimizer)
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        record = {"state": dataclasses.asdict(state), "identity": dict(identity), "scaler": scaler}
+        _write_folder(folder / f"step-{state.step}", tensors, record)
+        for old in _checkpoints(folder)[keep:]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def find_checkpoint_to_resume(folder: Path, resume: str | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint that ``train.resume`` means, and sentences about damaged ones that were passed over.
+
+    Raises:
+        InputError: a named checkpoint that is absent or damaged.
+    """
+    if resume is None:
+        return None, []
+    if resume != "auto":
+        damage = _damage(Path(resume))
+        if damage:
+            raise InputError(f"--train.resume {resume}: {damage}. Give a complete step-N folder, or auto.")
+        return Path(resume), []
+    notes = []
+    for candidate in _checkpoints(folder):
+        damage = _damage(candidate)
+        if not damage:
+            return candidate, notes
+        notes.append(f"checkpoint {candidate.name} passed over: {damage}")
+    return None, notes
+
+
+def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to continue a run of another kind: the fields that decide the numbers must be the same."""
+    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
+    current = json.loads(json.dumps(identity))
+    differing = [
+        f"{name} was {saved.get(name)!r}, now {current[name]!r}" for name in current if saved.get(name) != current[name]
+    ]
+    if differing:
+        raise InputError(
+            f"--train.resume: {path.name} belongs to another run ({'; '.join(differing[:5])}). "
+            "Resume with the same settings, or start afresh with another --output_dir."
+        )
+
+
+def load_state(path: Path) -> RunState:
+    """The ``RunState`` of a checkpoint."""
+    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["state"]
+    return RunState(**(saved | {"history": tuple(saved["history"])}))
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, accelerator: Accelerator
+) -> None:
+    """Put parameters, and the averages of ``optimizer`` where it is given, back as they were."""
+    tensors = load_file(path / "parameters.safetensors")
+    averages = {name: tensor for name, tensor in tensors.items() if "|" in name}
+    module = accelerator.unwrap_model(model)
+    write_parameters(module, {name: tensor for name, tensor in tensors.items() if "|" not in name})
+    if optimizer is None:
+        return
+    names = {id(p): name for name, p in module.named_parameters()}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            name = names[id(p)]
+            if f"{name}|step" in averages:
+                optimizer.state[p] = {
+                    key: _like(averages[f"{name}|{key}"], p) if key != "step" else averages[f"{name}|step"].to(p.device)
+                    for key in AVERAGES
+                }
+    scaler = json.loads((path / "state.json").read_text(encoding="utf-8"))["scaler"]
+    if scaler and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(scaler)
+
+
+def _read_averages(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names = {id(p): name for name, p in module.named_parameters()}
+    return {
+        f"{names[id(p)]}|{key}": _whole(value)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for key, value in optimizer.state.get(p, {}).items()
+        if key in AVERAGES
+    }
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host, not sharing memory; shards are gathered."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.to("cpu", copy=True).contiguous()
+
+
+def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """``tensor`` on the device of ``parameter``, sharded the same way."""
+    tensor = tensor.to(parameter.device)
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """``step-N`` folders, newest first."""
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+    """Write everything beside ``target``, flush it to disk, and rename it into place."""
+    temporary = target.with_name(target.name + ".partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / "parameters.safetensors")
+        (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        manifest = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        old = target.with_name(target.name + ".old")
+        if target.exists():
+            target.replace(old)
+        temporary.replace(target)
+        _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"checkpoint {target} could not be written ({error}): the previous one is untouched.") from error
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint folder; "" if it is complete."""
+    if not (path / "manifest.json").is_file():
+        return "it is not there, or has no manifest"
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        for name, (size, digest) in manifest.items():
+            file = path / Path(name).name
+            if not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
+                return f"{name} is missing or changed"
+    except (ValueError, TypeError, OSError) as error:
+        return f"its manifest is unreadable ({error})"
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

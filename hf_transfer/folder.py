@@ -1,0 +1,74 @@
+"""Floor 4: the output folder: whether it may be used, and what a run leaves in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from hf_transfer.checkpoint import find_checkpoint_to_resume
+from hf_transfer.config import RunConfig, to_yaml
+from hf_transfer.errors import InputError
+from hf_transfer.train import RunFolder
+
+OUTPUTS = ("results.json", "report.md", "log.jsonl", "config.yaml", "model", "merged", "checkpoints")
+# settings that may change between a stop and its continuation without changing a number
+FREE_TO_CHANGE = {"checkpoint_steps", "keep_checkpoints", "resume", "tokens_per_micro_batch"}
+
+
+def check_output_dir(config: RunConfig) -> Path:
+    """The output folder, if a run may write there; nothing is created.
+
+    Raises:
+        InputError: it holds a finished run and ``overwrite`` is off, or it cannot be written.
+    """
+    folder = Path(config.output_dir)
+    if (folder / "results.json").exists() and not config.overwrite:
+        raise InputError(
+            f"--output_dir {folder} already holds a finished run (results.json): choose another folder, or pass "
+            "--overwrite to replace it."
+        )
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--output_dir {folder}: {nearest} is a file, not a folder; choose another path.")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"--output_dir {folder}: {nearest} cannot be written; choose another path.")
+    return folder
+
+
+def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerator) -> tuple[RunFolder, tuple[str, ...]]:
+    """Clear what an earlier run left (its checkpoints stay where this run continues from them) and write the config.
+
+    Returns where training writes, and sentences about damaged checkpoints.
+    """
+    folder = Path(config.output_dir)
+    resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
+    accelerator.wait_for_everyone()  # all have looked before anything goes
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in OUTPUTS:
+            if resume_from is not None and name in ("checkpoints", "log.jsonl"):
+                continue
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    identity = {"fingerprint": fingerprint, "seed": config.seed, **_deciding(config)}
+    return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+
+
+def _deciding(config: RunConfig) -> dict[str, object]:
+    """Settings that decide the numbers of a run, flat."""
+    sections = {"model": config.model, "adapt": config.adapt, "train": config.train, "evaluate": config.evaluate}
+    return {
+        f"{section}.{name}": value
+        for section, record in sections.items()
+        for name, value in dataclasses.asdict(record).items()
+        if name not in FREE_TO_CHANGE
+    }

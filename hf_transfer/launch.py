@@ -1,0 +1,83 @@
+"""Floor 1: processes, devices and precision, the same under ``accelerate launch``, ``torchrun`` and plain python."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from hf_transfer.config import TrainConfig
+from hf_transfer.errors import InputError
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints; answers before accelerate is set up."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def start_processes(train: TrainConfig, model_type: str, stages: int) -> Accelerator:
+    """Join the processes of the launch, at the precision that the hardware supports.
+
+    Raises:
+        InputError: half precision that this hardware does not have or this architecture does not bear, or more stages
+            than sharded parameters allow.
+    """
+    precision = choose_precision(train.precision, model_type)
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    if getattr(accelerator, "is_fsdp2", False) and stages > 1:
+        raise InputError(
+            "--adapt.head_first and --adapt.gradual_unfreezing train in several stages, which FSDP's sharded "
+            "parameters do not allow: leave them out, or use DDP."
+        )
+    return accelerator
+
+
+def choose_precision(wanted: str, model_type: str) -> str:
+    """``fp32``, ``bf16`` or ``fp16``. ``auto`` follows the launcher's choice, else bf16 on GPUs that have it.
+
+    Raises:
+        InputError: see ``start_processes``.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    if wanted == "auto":
+        if launcher in ("bf16", "fp16"):
+            wanted = launcher
+        else:
+            return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if wanted == "fp16" and "t5" in model_type:
+        raise InputError(
+            f"--train.precision fp16 overflows in {model_type} (its feed-forward layers exceed 65,504): "
+            "use bf16 or fp32."
+        )
+    if wanted == "fp16" and not on_gpu:
+        raise InputError("--train.precision fp16 needs a GPU: use fp32 here.")
+    if wanted == "bf16" and not on_gpu and not cpu_has_bf16():
+        raise InputError(
+            "--train.precision bf16: this CPU has no bf16 units and would be about three times slower than in fp32. "
+            "Use --train.precision fp32."
+        )
+    if wanted == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError("--train.precision bf16: this GPU has no bf16 units; use fp16 or fp32.")
+    return wanted
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    """``fp32``, ``bf16`` or ``fp16``, as the flag spells it."""
+    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def peak_memory_bytes(accelerator: Accelerator) -> int:
+    """Most memory held at once: on the GPU where there is one, else resident memory of this process."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,175 @@
+"""Floor 4: open what a run saved and predict with it.
+
+Full models are opened by plain transformers, adapters by PEFT on the base that they name; the only file of our own
+is ``hf_transfer.json``, which remembers what neither of them stores with an adapter: labels and the base's origin.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_transfer.batching import sorted_batches
+from hf_transfer.config import ModelConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import LabelSpace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+METADATA_NAME = "hf_transfer.json"
+METADATA_SCHEMA = "hf-transfer/artefact/1"
+
+
+@dataclass(frozen=True)
+class TextPredictions:
+    """Predictions for texts, in their order."""
+
+    labels: list[Any]
+    """A name per text; a tuple of names (multi-label); or a number (regression)."""
+    probabilities: np.ndarray
+    """[texts, classes]; [texts, 1] values for regression."""
+    label_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A saved model, ready to predict."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: LabelSpace
+    max_length: int
+
+    def predict(
+        self, texts: Sequence[str], text_pairs: Sequence[str] | None = None, tokens_per_batch: int = 8192
+    ) -> TextPredictions:
+        """Labels and probabilities for ``texts`` (and the second texts of pairs), sorted by length while at work."""
+        from hf_transfer.tasks import TASKS
+
+        task = TASKS["classification"]
+        if not texts:
+            return TextPredictions([], np.zeros((0, self.labels.output_count), np.float32), self.labels.names)
+        probabilities = self._run(texts, text_pairs, task.read_outputs, tokens_per_batch)
+        decided = task.decide(probabilities, self.labels)
+        return TextPredictions(name_predictions(decided, self.labels), probabilities, self.labels.names)
+
+    def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> np.ndarray:
+        """[texts, classes] raw outputs in fp32: what the proof of an artefact compares."""
+        return self._run(texts, text_pairs, lambda outputs, _: outputs.logits.float(), 8192)
+
+    def _run(
+        self, texts: Sequence[str], text_pairs: Sequence[str] | None, read: Callable[..., Any], tokens_per_batch: int
+    ) -> np.ndarray:
+        """What ``read`` keeps of each forward pass, in the order of ``texts``."""
+        import torch
+
+        pairs = list(text_pairs) if text_pairs is not None else None
+        encoded = self.tokenizer(list(texts), pairs, truncation=True, max_length=self.max_length)
+        batches = sorted_batches([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
+        device = next(self.model.parameters()).device
+        kept = []
+        for chosen in batches:
+            columns = {name: [values[i] for i in chosen] for name, values in encoded.items()}
+            inputs = self.tokenizer.pad(columns, padding_side="right", return_tensors="pt").to(device)
+            with torch.no_grad():
+                kept.append(read(self.model(**inputs), self.labels).cpu().numpy())
+        return np.concatenate(kept)[np.argsort(np.concatenate(batches), kind="stable")]
+
+
+def name_predictions(decided: np.ndarray, labels: LabelSpace) -> list[Any]:
+    """Class ids as names, rows of 0/1 as tuples of names, values as floats."""
+    if labels.problem == "regression":
+        return [float(value) for value in decided]
+    if labels.problem == "multi_label":
+        return [tuple(name for name, on in zip(labels.names, row, strict=True) if on) for row in decided]
+    return [labels.names[i] for i in decided]
+
+
+def load(path: str | Path, device: str | None = None) -> LoadedModel:
+    """Open a saved artefact: a full model's folder, a merged one, an adapter's, or the run's output folder.
+
+    Args:
+        device: Where to put it, ``cuda:1`` say; by default a GPU if there is one.
+
+    Raises:
+        InputError: nothing there that can be opened, or weights in pickle form.
+    """
+    import torch
+    import transformers
+
+    folder = Path(path)
+    if (folder / "results.json").is_file() and (folder / "model").is_dir():
+        folder = folder / "model"
+    if not folder.is_dir():
+        raise InputError(f"{path} is not a folder: give the model folder of a run, or the run's output folder.")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if (folder / "adapter_config.json").is_file():
+        model, labels, max_length = _load_adapter(folder)
+    elif (folder / "config.json").is_file():
+        model, labels, max_length = _load_full(folder)
+    else:
+        raise InputError(f"{path} holds neither config.json nor adapter_config.json: it is not a saved model.")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)  # type: ignore[arg-type]
+
+
+def _load_full(folder: Path) -> tuple[PreTrainedModel, LabelSpace, int]:
+    from transformers import AutoModelForSequenceClassification
+
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds no .safetensors weights: pickled ones are not opened; convert them first.")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    config = model.config
+    problems = {"multi_label_classification": "multi_label", "regression": "regression"}
+    problem: Any = problems.get(config.problem_type or "", "single_label")
+    names = () if problem == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
+    metadata = read_metadata(folder) if (folder / METADATA_NAME).is_file() else {}
+    return model, LabelSpace(problem, names), metadata.get("max_length", 512)
+
+
+def _load_adapter(folder: Path) -> tuple[Any, LabelSpace, int]:
+    from peft import PeftModel
+
+    from hf_transfer.pretrained import find_checkpoint, load_pretrained
+    from hf_transfer.tasks import TASKS
+
+    if not (folder / METADATA_NAME).is_file():
+        raise InputError(
+            f"{folder} has no {METADATA_NAME}, so its labels are unknown: open it with "
+            "PeftModel.from_pretrained(base, folder) on a base that has the right labels."
+        )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder} holds no adapter_model.safetensors: pickled adapters are not opened.")
+    metadata = read_metadata(folder)
+    labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
+    task = TASKS[metadata["task"]]
+    wanted = ModelConfig(checkpoint=metadata["base_checkpoint"], revision=metadata["base_revision"] or None)
+    base = load_pretrained(
+        wanted, find_checkpoint(wanted), task.auto_class, task.head(labels), metadata["keeps_head"], seed=0
+    )
+    if metadata["base_sha256"] and base.sha256 != metadata["base_sha256"]:
+        raise InputError(
+            f"{folder} was trained on weights with sha256 {metadata['base_sha256']}, but {base.checkpoint_id} now has "
+            f"{base.sha256}: get the revision that it was trained on."
+        )
+    return PeftModel.from_pretrained(base.model, folder), labels, metadata["max_length"]
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The contents of ``hf_transfer.json``; raises InputError where it is not one."""
+    path = folder / METADATA_NAME
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is unreadable ({error}): save the artefact again.") from None
+    if not isinstance(metadata, dict) or metadata.get("schema") != METADATA_SCHEMA:
+        raise InputError(f"{path} is not of schema {METADATA_SCHEMA}: it was written by something else.")
+    return metadata

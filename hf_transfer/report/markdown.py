@@ -1,0 +1,359 @@
+"""Floor 4: report.md from results.json alone, so that it can be written again long after the run.
+
+Text that comes from data (domains, labels, notes) is escaped: it can neither break a table nor add HTML or links.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hf_transfer.report.results import (
+    DomainRow,
+    confidence_percent,
+    format_difference,
+    format_interval,
+    format_score,
+    format_value,
+    metric_names,
+    one_line,
+    rows_by_stage,
+)
+
+Results = Mapping[str, Any]
+
+_STRATEGIES = {
+    "full": "Full fine-tuning of",
+    "freeze": "Fine-tuning the unfrozen layers of",
+    "lora": "LoRA fine-tuning of",
+    "probe": "A head trained on the frozen features of",
+}
+_METRICS = {
+    "f1": "F1",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "f1_weighted": "weighted F1",
+    "mcc": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+}
+_RULES = {
+    "in_domain_validation": "the best on the validation split of the train domains",
+    "last": "the last one, without looking at any score",
+}
+_PROBLEMS = {"single_label": "one class per example", "multi_label": "any number of classes per example"}
+_ROLES = {"in_domain": "in-domain", "shifted": "shifted"}
+_SHOWN_LABELS = 30  # beyond that a list of labels is longer than the report around it
+
+
+def to_markdown(results: Results) -> str:
+    """The whole report as Markdown with GitHub tables, ending in a newline."""
+    sections = [
+        f"# Transfer report: {escape(results['data']['name'])}",
+        headline(results),
+        _scores(results),
+        _comparisons(results),
+        _strategy(results),
+        _selection(results),
+        _data_sheet(results),
+        _cost(results),
+        _artefact(results),
+        _environment(results),
+        _config(results),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def escape(text: Any) -> str:
+    """``text`` on one line as Markdown and HTML that show it literally, also inside a table cell.
+
+    Character references rather than backslashes: they mean the same in cells, in HTML and in plain paragraphs.
+    """
+    line = one_line(str(text))
+    # an underscore between two word characters is never emphasis, and names are full of them
+    special = r"[&<>|\\`*\[\]~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]"
+    line = re.sub(special, lambda found: f"&#{ord(found.group())};", line)
+    # a number with a point or bracket starts a list only where a space follows: versions stay readable
+    return re.sub(r"^(\d{1,9})([.)])(?=\s|$)", lambda found: f"{found[1]}&#{ord(found[2])};", line)
+
+
+# ---- the answer ------------------------------------------------------------------------------------------------
+
+
+def headline(results: Results) -> str:
+    """The answer in two or three sentences: scores at home and elsewhere, the gap, and what the controls say."""
+    rows = rows_by_stage(results).get("adapted", [])
+    own = [row for row in rows if row.role == "in_domain"]
+    others = [row for row in rows if row.role == "shifted"]
+    metric, shift = results["shift"]["metric"], results["shift"]
+    strategy, name = results["strategy"]["name"], escape(_METRICS.get(metric, metric.replace("_", " ")))
+    how = _STRATEGIES.get(strategy, f"The strategy {escape(strategy)} on")
+    start = f"{how} {escape(results['checkpoint']['id'])} on {_domains(results['data']['train_domains'])} reaches"
+    in_domain, shifted = (format_value(metric, shift[key]) for key in ("in_domain_mean", "shifted_mean"))
+    at_home = f"{in_domain} {name} {_where(own, 'in its own domains (mean of {})')}"
+    if own and others:
+        elsewhere = f"{shifted} {_where(others, 'on {} others')}"
+        sentences = [f"{start} {at_home} and {elsewhere}: {_gap(results)}{_worst(results, rows)}."]
+    elif own:
+        sentences = [
+            f"{start} {at_home}{_worst(results, rows)}.",
+            "No shifted domain was scored, so a gap does not apply.",
+        ]
+    elif others:
+        sentences = [
+            f"{start} {shifted} {name} {_where(others, 'on {} other domains (mean)')}{_worst(results, rows)}.",
+            "None of its own domains was scored, so a gap does not apply.",
+        ]
+    else:
+        sentences = ["The adapted model was scored on no domain."]
+    return " ".join([*sentences, *_verdicts(results)])
+
+
+def _where(rows: Sequence[DomainRow], many: str) -> str:
+    return f"on {escape(rows[0].domain)}" if len(rows) == 1 else many.format(len(rows))
+
+
+def _gap(results: Results) -> str:
+    metric, gap = results["shift"]["metric"], results["shift"]["gap"]
+    if gap is None:
+        return "the gap is undefined"
+    if gap < 0:
+        return f"no loss, the shifted side is better by {format_difference(metric, -gap)}"
+    return f"a gap of {format_difference(metric, gap)}"
+
+
+def _worst(results: Results, rows: Sequence[DomainRow]) -> str:
+    """The worst domain with its interval, as the end of a sentence; of a lone domain only what the mean left out."""
+    metric = results["shift"]["metric"]
+    for row in rows:
+        score = row.scores.get(metric)
+        if row.domain == results["shift"]["worst_domain"] and score:
+            interval = format_interval(score)
+            facts = f"{confidence_percent(results)} interval {interval}, " if interval else ""
+            if len(rows) == 1:
+                return f" ({facts}{row.count:,} examples)"
+            value = format_value(metric, score["value"])
+            return f", worst on {escape(row.domain)} ({value}, {facts}{row.count:,} examples)"
+    return ""
+
+
+def _verdicts(results: Results) -> list[str]:
+    """One sentence per control: on how many domains the adapted model beats it beyond noise."""
+    metric = results["shift"]["metric"]
+    mine = [item for item in results["comparisons"] if item["a"] == "adapted" and item["metric"] == metric]
+    sentences = []
+    for control in dict.fromkeys(item["b"] for item in mine):
+        found = [item["verdict"] for item in mine if item["b"] == control]
+        helps, hurts, unclear = (found.count(verdict) for verdict in ("helps", "hurts", "no evidence"))
+        sentences.append(
+            f"Compared with {escape(control)} it helps on {helps} of {len(found)} domains and hurts on {hurts}"
+            + (f"; on {unclear} there is no evidence either way." if unclear else ".")
+        )
+    return sentences
+
+
+# ---- sections --------------------------------------------------------------------------------------------------
+
+
+def _scores(results: Results) -> str:
+    metrics, blocks = metric_names(results), []
+    for stage, rows in rows_by_stage(results).items():
+        header = ["Domain", "Role", "Split", "Examples", *(escape(metric) for metric in metrics)]
+        cells = [
+            [
+                escape(row.domain),
+                _ROLES.get(row.role, escape(row.role)),
+                escape(row.split),
+                f"{row.count:,}",
+                *(format_score(row.scores[metric]) if metric in row.scores else "" for metric in metrics),
+            ]
+            for row in rows
+        ]
+        title = "Adapted model" if stage == "adapted" else f"Control: {escape(stage)}"
+        blocks.append(f"### {title}\n\n{_table(header, cells, right_from=3)}")
+    shift = results["shift"]
+    values = (format_value(shift["metric"], shift[key]) for key in ("in_domain_mean", "shifted_mean"))
+    means = "| Mean in-domain | Mean shifted | Gap |\n| ---: | ---: | ---: |\n" + (
+        f"| {' | '.join(values)} | {format_difference(shift['metric'], shift['gap'])} |"
+    )
+    note = (
+        f"In brackets: {confidence_percent(results)} bootstrap intervals over examples, of one run with seed "
+        f"{results['seed']}. The gap, in {escape(shift['metric'])}, is positive where shifted domains score worse."
+    )
+    has_both = {row.role for row in rows_by_stage(results).get("adapted", [])} == {"in_domain", "shifted"}
+    return "\n\n".join(["## Scores", note, *blocks, *(["### Gap", means] if has_both else [])])
+
+
+def _comparisons(results: Results) -> str:
+    if not results["comparisons"]:
+        return ""
+    header = ["Domain", "Metric", "Compared", "Difference", f"{confidence_percent(results)} interval", "p", "Verdict"]
+    cells = [
+        [
+            escape(item["domain"]),
+            escape(item["metric"]),
+            f"{escape(item['a'])} against {escape(item['b'])}",
+            format_difference(item["metric"], item["difference"]),
+            format_interval({**item, "value": item["difference"]}),
+            "undefined" if item["p_value"] is None else f"{item['p_value']:.3g}",
+            escape(item["verdict"]),
+        ]
+        for item in results["comparisons"]
+    ]
+    return f"## Comparisons\n\n{_table(header, cells, right_from=3, left_from=6)}"
+
+
+def _strategy(results: Results) -> str:
+    checkpoint, strategy = results["checkpoint"], results["strategy"]
+    trainable, total = strategy["trainable_parameters"], strategy["total_parameters"]
+    share = f" ({100 * trainable / total:.2f}%)" if total else ""
+    facts = {
+        "Checkpoint": escape(checkpoint["id"]),
+        "Revision": escape(checkpoint["revision"] or "none (local files)"),
+        "sha256 of the weights": escape(checkpoint["sha256"] or "none (random weights)"),
+        "Newly initialised parameters": f"{len(checkpoint.get('newly_initialised', []))}",
+        "Strategy": escape(strategy["name"]),
+        "Trainable parameters": f"{trainable:,} of {total:,}{share}",
+    }
+    return f"## Model and strategy\n\n{_facts(facts)}"
+
+
+def _selection(results: Results) -> str:
+    selection, steps = results["selection"], results["timing"]["steps"]
+    rule = _RULES.get(selection["rule"], f"by the rule {escape(selection['rule'])}")
+    value = selection.get("value")
+    scored = f", {escape(selection['metric'])} {format_value(selection['metric'], value)}" if value is not None else ""
+    return (
+        f"## Selection\n\nStep {selection['step']:,} of {steps:,} was kept{scored}: {rule}. "
+        "Test data took no part in the choice."
+    )
+
+
+def _data_sheet(results: Results) -> str:
+    data, leaks = results["data"], results["data"]["leaks"]
+    counts = (f"{data['examples'][split]:,} {split}" for split in ("train", "validation", "test"))
+    max_length = results["config"].get("data", {}).get("max_length")
+    facts = {
+        "Source": escape(data["name"]),
+        "sha256 of the rows": escape(data["fingerprint"]),
+        "Examples": ", ".join(counts),
+        "Trained on": _domains(data["train_domains"], most=_SHOWN_LABELS),
+        "Predicts": _predicts(results["labels"]),
+        "Splits": escape(data["rule"]),
+        "Cut for length": f"{data['truncated']:,} examples" + (f", at {max_length:,} tokens" if max_length else ""),
+        "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly; "
+        f"for {leaks['across_domains']:,} of them the twin is in another domain",
+        "Repeated inside train": f"{leaks['inside_train']:,}",
+        "Dropped from train and validation as leaks": f"{leaks['dropped']:,}",
+    }
+    notes = "\n".join(f"- {escape(note)}" for note in results["notes"])
+    return f"## Data\n\n{_facts(facts)}" + (f"\n\nNotes:\n\n{notes}" if notes else "")
+
+
+def _predicts(labels: Mapping[str, Any]) -> str:
+    if labels["problem"] == "regression":
+        return "a number"
+    names = [escape(name) for name in labels["names"]]
+    more = f" and {len(names) - _SHOWN_LABELS} more" if len(names) > _SHOWN_LABELS else ""
+    kind = _PROBLEMS.get(labels["problem"], escape(labels["problem"]))
+    return f"{kind}, of {len(names)}: {', '.join(names[:_SHOWN_LABELS])}{more}"
+
+
+def _cost(results: Results) -> str:
+    timing = results["timing"]
+    padding, memory = timing["padding_fraction"], timing["peak_memory_bytes"]
+    facts = {
+        "Training": f"{_seconds(timing['train_seconds'])}, {timing['steps']:,} steps",
+        "Scoring the test domains": _seconds(timing["evaluate_seconds"]),
+        "Speed": f"{_rate(timing['examples_per_second'])} examples/s, {_rate(timing['tokens_per_second'])} tokens/s",
+        "Padding": "undefined" if padding is None else f"{100 * padding:.1f}% of all tokens in training",
+        "Peak memory": "not measured" if memory is None else _bytes(memory),
+    }
+    if timing.get("skipped_steps"):
+        facts["Skipped steps"] = f"{timing['skipped_steps']:,}, their gradient was not finite"
+    if timing.get("stopped_early"):
+        facts["Stopped early"] = "yes, validation had stopped improving"
+    return f"## Cost\n\n{_facts(facts)}"
+
+
+def _artefact(results: Results) -> str:
+    artefact = results["artefact"]
+    difference, size = artefact.get("largest_difference"), artefact.get("bytes")
+    proof = "not proved: no fresh process has loaded it and given the same outputs"
+    if artefact["proved"]:
+        proof = "a fresh process loaded it and gave the same outputs"
+        proof += "" if difference is None else f" (largest difference of a logit {difference:.1e})"
+    facts = {
+        "Folder": escape(artefact["path"]) + ("" if size is None else f", {_bytes(size)}"),
+        "Kind": escape(artefact["kind"]),
+        "Proof": proof,
+    }
+    if artefact.get("also"):
+        facts["Also exported"] = ", ".join(escape(folder) for folder in artefact["also"])
+    return f"## Artefact\n\n{_facts(facts)}"
+
+
+def _environment(results: Results) -> str:
+    environment = results["environment"]
+    facts = {
+        "Device": f"{escape(environment['device'])}, {environment['world_size']} process(es), "
+        f"precision {escape(environment.get('precision', 'unknown'))}",
+        "Python": escape(environment.get("python", "unknown")),
+        "Platform": escape(environment.get("platform", "unknown")),
+        **{escape(name): escape(version or "not installed") for name, version in environment["packages"].items()},
+    }
+    return f"## Versions\n\n{_facts(facts)}"
+
+
+def _config(results: Results) -> str:
+    import yaml
+
+    text = yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True)
+    runs = re.findall(r"`{3,}", text)
+    fence = "`" * (max(map(len, runs), default=2) + 1)  # longer than any run of backticks inside
+    return (
+        "## Settings\n\n<details>\n<summary>Every setting of this run: save it as a file and pass it with --config "
+        "to repeat the run (folders outside the run appear by name only)</summary>\n\n"
+        f"{fence}yaml\n{text}{fence}\n\n</details>"
+    )
+
+
+# ---- small pieces ----------------------------------------------------------------------------------------------
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right_from: int, left_from: int | None = None) -> str:
+    """A GitHub table; columns in ``[right_from, left_from)`` hold numbers and are aligned to the right."""
+    last = len(header) if left_from is None else left_from
+    rule = ["---:" if right_from <= column < last else "---" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return _table(["What", "Value"], list(facts.items()), right_from=2)
+
+
+def _domains(names: Sequence[str], most: int = 4) -> str:
+    """``books, dvd and kitchen``; a count where a list would drown the sentence."""
+    if len(names) > most:
+        return f"{len(names)} domains"
+    shown = [escape(name) for name in names]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "undefined"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _rate(per_second: float | None) -> str:
+    return "undefined" if per_second is None else f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2f}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

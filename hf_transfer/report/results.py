@@ -1,0 +1,369 @@
+"""Floor 4: results.json: built from the records, written whole or not at all, read back with a check.
+
+The last part says how a score is written for people, so that report.md and the console cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import numbers
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from hf_transfer.errors import InputError
+from hf_transfer.records import (
+    Artefact,
+    DomainSplits,
+    DomainTable,
+    LabelSpace,
+    Pretrained,
+    ShiftReport,
+    TrainableSummary,
+    TrainResult,
+)
+from hf_transfer.version import __version__
+
+SCHEMA = "hf-transfer/results/1"
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "scikit-learn")
+
+# Top-level keys that report, card and comparisons read; a file without one of them was not written by a run.
+_REQUIRED: dict[str, type] = {
+    **dict.fromkeys(("checkpoint", "strategy", "selection", "data", "labels", "shift", "timing"), dict),
+    **dict.fromkeys(("artefact", "environment", "config"), dict),
+    **dict.fromkeys(("scores", "comparisons", "notes", "history"), list),
+    "task": str,
+    "seed": int,
+}
+# Config fields that may hold a folder of the user's machine.
+_PLACES = (("data", "source"), ("model", "checkpoint"), ("train", "resume"), (None, "output_dir"))
+
+
+def build_results(
+    *,
+    task: str,
+    seed: int,
+    strategy: str,
+    config: Mapping[str, Any],
+    table: DomainTable,
+    splits: DomainSplits,
+    truncated: int,
+    labels: LabelSpace,
+    pretrained: Pretrained,
+    trainable: TrainableSummary,
+    trained: TrainResult,
+    shift: ShiftReport,
+    evaluate_seconds: float,
+    peak_memory_bytes: int | None,
+    artefact: Artefact,
+    environment: Mapping[str, Any],
+    notes: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The contents of results.json: plain dicts, lists, strings and finite numbers; None for nan and infinity.
+
+    ``config`` is the resolved config as nested dicts (``dataclasses.asdict``), ``truncated`` counts the examples
+    cut at ``data.max_length``, ``environment`` comes from ``describe_environment``. An absolute path in ``config``
+    or in the checkpoint's id is recorded by its last component, also where a note mentions it.
+    """
+    shown_config = plain(config)
+    shown_paths = _shorten_places(shown_config)
+    all_notes = dict.fromkeys((*table.notes, *splits.notes, *notes))  # each once, whoever handed it on
+    results = {
+        "schema": SCHEMA,
+        "task": task,
+        "seed": seed,
+        "checkpoint": _checkpoint_facts(pretrained),
+        "strategy": {
+            "name": strategy,
+            "trainable_parameters": trainable.trainable,
+            "total_parameters": trainable.total,
+        },
+        "selection": dataclasses.asdict(trained.selection),
+        "data": _data_facts(table, splits, truncated),
+        "labels": {"problem": labels.problem, "names": labels.names},
+        "scores": [dataclasses.asdict(score) for score in shift.scores],
+        "comparisons": shift.comparisons,
+        "shift": _shift_facts(shift),
+        "timing": _timing_facts(trained, evaluate_seconds, peak_memory_bytes),
+        "artefact": dataclasses.asdict(artefact),
+        "environment": environment,
+        "notes": [_replace_all(note, shown_paths) for note in all_notes],
+        "config": shown_config,
+        "history": trained.history,
+    }
+    return plain(results)
+
+
+def describe_environment(world_size: int, device: str, precision: str) -> dict[str, Any]:
+    """What a run ran on: packages with their versions (None where one is not installed), never a host name."""
+    return {
+        "world_size": world_size,
+        "device": device,
+        "precision": precision,
+        "packages": {"hf-transfer-learning": __version__, **{name: _installed(name) for name in PACKAGES}},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: tuples and arrays become lists, nan and infinities None, keys strings.
+
+    Raises:
+        TypeError: for anything that has no such form (a Path, a record).
+    """
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch, whose 0-d values give a Python scalar
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be written as JSON: convert it to text or numbers first.")
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write ``obj`` as strict JSON, null for nan, all or nothing as ``write_text`` does."""
+    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, so that ``path`` holds the old contents or all of the new ones, never a part."""
+    path = Path(path)
+    # in the same folder, because a rename is atomic only inside one file system
+    half_written = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with half_written.open("wb") as file:
+            # a lone surrogate (a file name of broken bytes) has no UTF-8; its backslash form is JSON's own escape
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        half_written.replace(path)
+    finally:
+        half_written.unlink(missing_ok=True)
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The results of a finished run, from its results.json or from the output folder that holds it.
+
+    Raises:
+        InputError: the file is missing, is not strict JSON, or is not of this schema.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    remedy = "give the output folder of a finished run, or its results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {remedy}.") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, not finite, or nested beyond reading
+        raise InputError(f"{path} is not JSON ({error}): {remedy}.") from None
+    found = results.get("schema") if isinstance(results, dict) else None
+    if found != SCHEMA:
+        raise InputError(f"{path} must have the schema {SCHEMA!r}, found {found!r}: {remedy}, of this version.")
+    broken = [key for key, kind in _REQUIRED.items() if not isinstance(results.get(key), kind)]
+    if broken:
+        raise InputError(f"{path} lacks {', '.join(broken)}: {remedy}; if it was edited, repeat the run.")
+    return results
+
+
+# ---- how a score is written for people -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DomainRow:
+    """All scores of one stage on one domain: a row of a table."""
+
+    domain: str
+    role: str
+    split: str
+    count: int
+    scores: dict[str, dict[str, Any]]
+    """Score records of results.json by metric."""
+
+
+def rows_by_stage(results: Mapping[str, Any]) -> dict[str, list[DomainRow]]:
+    """Rows of every stage, the adapted model first, in the order in which the domains were scored."""
+    stages: dict[str, dict[tuple[str, str], DomainRow]] = {"adapted": {}}
+    for score in results["scores"]:
+        rows = stages.setdefault(score["stage"], {})
+        empty = DomainRow(score["domain"], score["role"], score["split"], score["count"], {})
+        rows.setdefault((score["domain"], score["split"]), empty).scores[score["metric"]] = score
+    return {stage: list(rows.values()) for stage, rows in stages.items() if rows}
+
+
+def metric_names(results: Mapping[str, Any]) -> list[str]:
+    """Metrics that were scored, the one of the gap first."""
+    found = [score["metric"] for score in results["scores"]]
+    return list(dict.fromkeys(sorted(found, key=lambda metric: metric != results["shift"]["metric"])))
+
+
+def confidence_percent(results: Mapping[str, Any]) -> str:
+    """Level of the intervals, as in ``95%``."""
+    return f"{100 * results['config']['evaluate']['confidence']:g}%"
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether the metric is a share from 0 to 1 that people read as a percentage (f1_macro, say, but not log_loss)."""
+    return not {"accuracy", "f1", "precision", "recall", "match"}.isdisjoint(metric.split("_"))
+
+
+def format_value(metric: str, value: float | None) -> str:
+    """``87.5%`` for fractions, ``0.412`` or ``27.3`` for the rest, ``undefined`` for None."""
+    if value is None:
+        return "undefined"
+    return _number(metric, value, value) + ("%" if is_fraction(metric) else "")
+
+
+def format_interval(score: Mapping[str, Any]) -> str:
+    """``69.0 to 83.0`` in the unit and precision of the score's value; "" where there is no interval."""
+    if score["value"] is None or score["low"] is None or score["high"] is None:
+        return ""
+    low, high = (_number(score["metric"], score[end], score["value"]) for end in ("low", "high"))
+    return f"{low} to {high}"
+
+
+def format_score(score: Mapping[str, Any]) -> str:
+    """Value and interval: ``76.0% (69.0 to 83.0)``."""
+    value, interval = format_value(score["metric"], score["value"]), format_interval(score)
+    return f"{value} ({interval})" if interval else value
+
+
+def format_difference(metric: str, difference: float | None) -> str:
+    """``7.4 points`` between two fractions or two BLEU scores, ``0.074`` between two of another metric."""
+    if difference is None:
+        return "undefined"
+    text = _number(metric, difference, difference)
+    return f"{text} points" if is_fraction(metric) or metric in ("bleu", "chrf") else text
+
+
+def one_line(text: str) -> str:
+    """Text from data on one line; what could steer a terminal or turn the writing direction shows as U+FFFD."""
+    line = re.sub(r"[^\S ]+", " ", text).strip()  # spaces stay: notes align their columns with them
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", line) or "(empty)"
+
+
+def _number(metric: str, value: float, like: float) -> str:
+    """``value`` with as many decimals as ``like`` needs, so that the ends of an interval match their middle."""
+    if is_fraction(metric):
+        value, decimals = 100 * value, 1
+    elif 0 < abs(like) < 0.0005:
+        return f"{value:.1e}"
+    else:
+        decimals = 3 if abs(like) < 10 else 1
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0 turns -0.0 into 0.0
+
+
+# ---- parts of results.json -------------------------------------------------------------------------------------
+
+
+def _checkpoint_facts(pretrained: Pretrained) -> dict[str, Any]:
+    return {
+        "id": _shortened(pretrained.checkpoint_id),
+        "revision": pretrained.revision,
+        "sha256": pretrained.sha256,
+        "newly_initialised": pretrained.newly_initialised,
+    }
+
+
+def _shift_facts(shift: ShiftReport) -> dict[str, Any]:
+    return {
+        "metric": shift.metric,
+        "in_domain_mean": shift.in_domain_mean,
+        "shifted_mean": shift.shifted_mean,
+        "gap": shift.gap,
+        "worst_domain": shift.worst_domain,
+    }
+
+
+def _data_facts(table: DomainTable, splits: DomainSplits, truncated: int) -> dict[str, Any]:
+    test_counts = {domain: len(rows) for domain, rows in splits.test.items()}
+    return {
+        "name": _shortened(table.name),
+        "fingerprint": table.fingerprint,
+        "examples": {
+            "train": len(splits.train),
+            "validation": len(splits.validation),
+            "test": sum(test_counts.values()),
+        },
+        "train_domains": splits.train_domains,
+        "test_domains": test_counts,
+        "leaks": dataclasses.asdict(splits.leaks),
+        "rule": splits.rule,
+        "truncated": truncated,
+    }
+
+
+def _timing_facts(trained: TrainResult, evaluate_seconds: float, peak_memory_bytes: int | None) -> dict[str, Any]:
+    return {
+        "train_seconds": trained.train_seconds,
+        "evaluate_seconds": evaluate_seconds,
+        "steps": trained.steps,
+        "skipped_steps": trained.skipped_steps,
+        "stopped_early": trained.stopped_early,
+        "examples": trained.examples,
+        "tokens": trained.tokens,
+        "padding_tokens": trained.padding_tokens,
+        "examples_per_second": _ratio(trained.examples, trained.train_seconds),
+        "tokens_per_second": _ratio(trained.tokens, trained.train_seconds),
+        "padding_fraction": _ratio(trained.padding_tokens, trained.tokens + trained.padding_tokens),
+        "peak_memory_bytes": peak_memory_bytes,
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON does not have")
+
+
+def _shortened(place: str) -> str:
+    """The last component of an absolute path (``scratch:`` kept in front); any other text as it is."""
+    prefix = "scratch:" if place.startswith("scratch:") else ""
+    path = PureWindowsPath(place.removeprefix(prefix))  # takes both kinds of slash and drive letters
+    absolute = str(path).startswith(("\\", "~")) or path.is_absolute()
+    return prefix + path.name if absolute and path.name else place
+
+
+def _shorten_places(config: dict[str, Any]) -> dict[str, str]:
+    """Shorten the paths in ``config`` in place; return every absolute spelling of them with what is shown instead."""
+    spellings: dict[str, str] = {}
+    for section_name, name in _PLACES:
+        section = config if section_name is None else config.get(section_name, {})
+        given = section.get(name)
+        if not given:
+            continue
+        section[name] = _shortened(given)
+        path = str(Path(given.removeprefix("scratch:")))  # without a slash at the end
+        shown = _shortened(path)
+        absolute = (Path(path).expanduser() if path.startswith("~/") else Path(path)).absolute()
+        spellings.update(dict.fromkeys((path, str(absolute), str(absolute.resolve())), shown))
+    # the root itself is left alone: it would match every slash of a note
+    return {old: shown for old, shown in spellings.items() if old != shown and old.strip("/")}
+
+
+def _replace_all(text: str, replacements: Mapping[str, str]) -> str:
+    for old in sorted(replacements, key=len, reverse=True):  # a folder after what lies in it
+        text = text.replace(old, replacements[old])
+    return text

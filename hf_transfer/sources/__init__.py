@@ -1,0 +1,70 @@
+"""Floor 1: where text comes from. Each form of ``data.source`` has its file; all give one ``DomainTable``.
+
+Arrow and datasets are imported when a source is loaded, not before: that keeps ``import hf_transfer`` quick.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from hf_transfer.config import DATA_SUFFIXES, DataConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import DomainTable
+
+__all__ = ["check_rows", "load_source", "read_source"]
+
+
+def load_source(data: DataConfig) -> DomainTable:
+    """Read and check ``data.source``: every row that is returned has a text and a label.
+
+    Rows with an empty text are dropped with a note.
+
+    Raises:
+        InputError: nothing there, contents that cannot be used, or missing labels; all problems of a step together.
+    """
+    table, problems = check_rows(read_source(data), data)
+    if problems:
+        raise InputError(problems)
+    return table
+
+
+def read_source(data: DataConfig) -> DomainTable:
+    """Read ``data.source``: ``bundled:NAME``, else a path that exists, else a Hub dataset id.
+
+    Rows are as they were found, except that those of splits other than train, validation and test are left out, with
+    a note.
+
+    Raises:
+        InputError: nothing there, or contents that cannot be used; the problems of all files together.
+    """
+    if data.source.startswith("bundled:"):
+        from hf_transfer.sources.bundled import find_bundled
+        from hf_transfer.sources.files import load_files
+
+        bundled = find_bundled(data.source.removeprefix("bundled:"))
+        table = load_files(bundled.folder, data)
+        return replace(table, name=data.source, default_train_domains=bundled.default_train_domains)
+    path = Path(data.source).expanduser()
+    if path.exists() or not _may_be_hub_id(data.source):
+        from hf_transfer.sources.files import load_files, no_such_path
+
+        if not path.exists():
+            raise no_such_path(path)
+        return load_files(path, data)
+    from hf_transfer.sources.hub import load_hub
+
+    return load_hub(data)
+
+
+def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[str]]:
+    """Drop rows with an empty text, noting where, and list the problems that stop a run (missing labels)."""
+    from hf_transfer.sources import base
+
+    return base.check_rows(table, data)
+
+
+def _may_be_hub_id(source: str) -> bool:
+    """``name`` or ``owner/name``, without the suffix of a data file."""
+    return bool(re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source)) and not source.lower().endswith(DATA_SUFFIXES)

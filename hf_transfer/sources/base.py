@@ -1,0 +1,448 @@
+"""What all sources share: parts, as they were read, become one table under the standard column names; its checks.
+
+Everything stays in Arrow: a column operation in place of a Python list of all texts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_transfer.config import DataConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import DomainTable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PLACES_SHOWN = 3
+ROWS_PER_HASH = 10_000
+TEXT = pa.large_string()
+LISTS = pa.large_list(TEXT)
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one file, or of one split of a Hub dataset, as they were read."""
+
+    place: str
+    """Path inside the folder, or split name: what stands before the row number in a place."""
+    columns: tuple[str, ...]
+    """Names of all columns that are there."""
+    table: pa.Table
+    """Those of them that ``used_columns`` asks for, under their own names."""
+    split: str = ""
+    """What the file name says: train, validation, test or ""."""
+    domain: str = ""
+    """What the file or folder name says, or ""."""
+    typed: bool = True
+    """False where every value was read as a string because the format knows no types (CSV, TSV)."""
+    notes: tuple[str, ...] = ()
+
+
+def split_word(name: str) -> str | None:
+    """train, validation or test if ``name`` is a word for it, alone or before ``-``, ``_`` or ``.``; else None."""
+    return SPLIT_WORDS.get(re.split(r"[-_.]", name.strip().lower())[0])
+
+
+def used_columns(data: DataConfig) -> tuple[str, ...]:
+    """Names of the columns that a source should read, whether or not they are there."""
+    named = [data.text_column, data.text_pair_column, data.label_column, data.id_column]
+    named += [data.domain_column or "domain", data.split_column or "split"]
+    return tuple(dict.fromkeys(name for name in named if name))
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean a, b?`` with up to three known names that look like ``name``, or ""."""
+    by_lower = {item.strip().lower(): item for item in known}
+    found = difflib.get_close_matches(name.strip().lower(), list(by_lower), 3, 0.6)
+    return f" Did you mean {', '.join(by_lower[item] for item in found)}?" if found else ""
+
+
+def shown(items: Sequence[str]) -> str:
+    """The first few items, for a message."""
+    more = f" and {len(items) - PLACES_SHOWN:,} more" if len(items) > PLACES_SHOWN else ""
+    return ", ".join(items[:PLACES_SHOWN]) + more
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 row``, ``1,200 rows``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def shown_places(places: pa.ChunkedArray, chosen: pa.ChunkedArray) -> str:
+    """The first few places where ``chosen`` holds, for a message."""
+    return ", ".join(places.filter(chosen).slice(0, PLACES_SHOWN).to_pylist())
+
+
+def assemble(parts: Sequence[Part], name: str, data: DataConfig, notes: Sequence[str] = ()) -> DomainTable:
+    """One table under the standard column names from parts in the order given.
+
+    Raises:
+        InputError: missing columns, values of a kind that cannot be used, repeated ids, or no rows at all.
+    """
+    # 1. The columns that the config names must be in every part; `domain` and `split` in all or in none.
+    # 2. Each part is put under the standard names, its labels still of its own type.
+    # 3. All labels get one type; the parts are joined.
+    # 4. Split names are put in one form; rows of splits that are not train, validation or test go, counted.
+    domain_column, problems = _optional_column(parts, data, "domain", data.domain_column)
+    split_column, split_problems = _optional_column(parts, data, "split", data.split_column)
+    raise_if(_missing_columns(parts, data) + problems + split_problems)
+    standard = [_standard_columns(part, name, data, domain_column, split_column) for part in parts]
+    raise_if([problem for _, found in standard for problem in found])
+    labels, problems = _one_label_type(parts, data.label_column)
+    raise_if(problems)
+    joined = [pa.table({**columns, "label": label}) for (columns, _), label in zip(standard, labels, strict=True)]
+    table, dropped = _with_plain_splits(pa.concat_tables(joined))
+    if not table.num_rows:
+        raise InputError([f"{name} holds no rows to train on or to score: give data with at least one row.", *dropped])
+    raise_if(_table_problems(table, data, domain_column))
+    all_notes = (*notes, *(note for part in parts for note in part.notes), *dropped)
+    return make_table(table, name, notes=all_notes)
+
+
+def make_table(
+    table: pa.Table, name: str, default_train_domains: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> DomainTable:
+    """Wrap standard columns as a ``DomainTable`` with its fingerprint."""
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    fingerprint = hash_rows(table)
+    # datasets would hash the whole table again, slowly, to name it
+    rows = Dataset(InMemoryTable(table), fingerprint=fingerprint[:16])
+    return DomainTable(rows, name, fingerprint, default_train_domains, notes)
+
+
+def arrow_table(rows: Dataset) -> pa.Table:
+    """All columns of a dataset as one Arrow table, without a copy where the rows are in their own order."""
+    return rows.with_format("arrow")[:]
+
+
+def hash_rows(table: pa.Table) -> str:
+    """sha256 over what is learnt from: ``domain, split, text[, text_pair], label`` of all rows, in order.
+
+    Places and ids stay out, and so does the cutting into Arrow chunks: the same rows give the same hash from a CSV
+    file here and from a Parquet file elsewhere.
+    """
+    names = [name for name in ("domain", "split", "text", "text_pair", "label") if name in table.column_names]
+    digest = hashlib.sha256(" ".join(names).encode())
+    for start in range(0, table.num_rows, ROWS_PER_HASH):
+        for name in names:
+            for block in _content_bytes(table[name].slice(start, ROWS_PER_HASH)):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[str]]:
+    """Drop rows with an empty text (or an empty second text), noting where; name the labels that are missing.
+
+    Returns the table and its problems, each with a count, the first places and a remedy; [] if it can be used. A
+    test or validation split without a single label, as published for leaderboards, is dropped with a note.
+    """
+    rows = arrow_table(table.rows)
+    notes = list(table.notes)
+    blank = _blank(rows["text"])
+    if "text_pair" in rows.column_names:
+        blank = pc.or_(blank, _blank(rows["text_pair"]))
+    blank_count = pc.sum(blank).as_py() or 0
+    if blank_count:
+        notes.append(
+            f"dropped {counted(blank_count, 'row')} with an empty text ({shown_places(rows['place'], blank)})."
+        )
+        rows = rows.filter(pc.invert(blank))
+    missing = _missing_labels(rows["label"], data)
+    rows, missing, unlabelled = _without_unlabelled_splits(rows, missing)
+    problems = []
+    missing_count = pc.sum(missing).as_py() or 0
+    if missing_count:
+        places = shown_places(rows["place"], missing)
+        problems.append(
+            f"{missing_count:,} of {counted(rows.num_rows, 'row')} without a label ({places}): "
+            f"fill in column {data.label_column!r}, remove these rows, or name another --data.label_column."
+        )
+    if not rows.num_rows:
+        problems.append(f"{table.name} holds no row with a text: look into column {data.text_column!r}.")
+    if rows.num_rows == table.rows.num_rows:
+        return table, problems
+    return make_table(rows, table.name, table.default_train_domains, tuple(notes + unlabelled)), problems
+
+
+def name_classes(table: pa.Table, features: Mapping[str, Any], column_name: str) -> pa.Table:
+    """``table`` with class numbers of a ``ClassLabel`` column (or a list of them) as class names; -1 as missing."""
+    feature = features.get(column_name)
+    inner = getattr(feature, "feature", feature)
+    names = getattr(inner, "names", None)
+    if column_name not in table.column_names or names is None:
+        return table
+    names = pa.array(names, TEXT)
+    column = table[column_name].combine_chunks()
+    if inner is feature:
+        numbers = pc.if_else(pc.greater_equal(column, 0), column, None)
+        named = names.take(numbers)
+    else:
+        # rebuilt from lengths, because the offsets of a slice do not start at 0
+        lengths = pc.fill_null(pc.list_value_length(column), 0).cast(pa.int64())
+        offsets = pa.concat_arrays([pa.array([0], pa.int64()), pc.cumulative_sum(lengths)])
+        named = pa.LargeListArray.from_arrays(offsets, names.take(pc.list_flatten(column)), mask=column.is_null())
+    return table.set_column(table.column_names.index(column_name), column_name, named)
+
+
+def raise_if(problems: Sequence[str]) -> None:
+    """Raise ``InputError`` with all problems, if there are any."""
+    if problems:
+        raise InputError(problems)
+
+
+def _missing_columns(parts: Sequence[Part], data: DataConfig) -> list[str]:
+    """One problem for each configured column and each set of columns that lacks it, naming the files."""
+    problems = []
+    for field in ("text_column", "text_pair_column", "label_column", "id_column", "domain_column", "split_column"):
+        column = getattr(data, field)
+        lacking: dict[tuple[str, ...], list[str]] = {}
+        for part in parts:
+            if column is not None and column not in part.columns:
+                lacking.setdefault(part.columns, []).append(part.place)
+        for columns, places in lacking.items():
+            problems.append(
+                f"{shown(places)}: no column {column!r}; found {', '.join(map(repr, columns)) or 'none'}."
+                f"{closest(column, columns)} Name the right one with --data.{field}."
+            )
+    return problems
+
+
+def _optional_column(
+    parts: Sequence[Part], data: DataConfig, default: str, named: str | None
+) -> tuple[str | None, list[str]]:
+    """The column named in the config, else ``default`` if every part has it, else None."""
+    if named is not None:
+        return named, []
+    if default in (data.text_column, data.text_pair_column, data.label_column, data.id_column):
+        return None, []
+    having = [part.place for part in parts if default in part.columns]
+    lacking = [part.place for part in parts if default not in part.columns]
+    if having and lacking:
+        return None, [
+            f"column {default!r} is in {shown(having)} but not in {shown(lacking)}: "
+            f"give it to every file, or name another column with --data.{default}_column."
+        ]
+    return (default if having else None), []
+
+
+def _standard_columns(
+    part: Part, name: str, data: DataConfig, domain_column: str | None, split_column: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """All standard columns but the label, and what cannot be used about them."""
+    row_count = part.table.num_rows
+    row_numbers = pa.array(range(1, row_count + 1), pa.int64()).cast(TEXT)
+    prefix = pa.scalar(f"{part.place}:", TEXT)
+    places = pc.binary_join_element_wise(prefix, row_numbers, pa.scalar("", TEXT))
+    columns: dict[str, Any] = {"example_id": places, "place": places}
+    columns["domain"] = pa.repeat(pa.scalar(part.domain or name, TEXT), row_count)
+    columns["split"] = pa.repeat(pa.scalar(part.split, TEXT), row_count)
+    problems = []
+    for standard, column in (
+        ("example_id", data.id_column),
+        ("domain", domain_column),
+        ("split", split_column),
+        ("text", data.text_column),
+        ("text_pair", data.text_pair_column),
+    ):
+        if column is None:
+            continue
+        strings = _strings(part.table[column], numbers=not standard.startswith("text"))
+        if strings is None:
+            problems.append(
+                f"{part.place}: column {column!r} holds {part.table[column].type}, expected strings: "
+                f"convert it, or name another --data.{'id' if standard == 'example_id' else standard}_column."
+            )
+        else:
+            columns[standard] = strings
+    return columns, problems
+
+
+def _strings(column: pa.ChunkedArray, numbers: bool) -> pa.ChunkedArray | None:
+    """``column`` as strings with "" for null; None where it holds something else (numbers count if allowed)."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    if not is_string and not (numbers and pa.types.is_primitive(kind)):
+        return None
+    return pc.fill_null(column.cast(kind).cast(TEXT), "")
+
+
+def _one_label_type(parts: Sequence[Part], label_column: str) -> tuple[list[pa.ChunkedArray], list[str]]:
+    """The labels of each part, all of one type: strings, int64, float64 or lists of strings.
+
+    What a CSV holds is strings for want of types, so labels of other files follow it; whole numbers follow fractions.
+    """
+    labels = [_plain_labels(part.table[label_column]) for part in parts]
+    problems = [
+        f"{part.place}: labels are of type {part.table[label_column].type}, expected strings, numbers or lists of "
+        "names: convert them, or name another --data.label_column."
+        for part, label in zip(parts, labels, strict=True)
+        if label is None
+    ]
+    held = [(part, label) for part, label in zip(parts, labels, strict=True) if label is not None]
+    places: dict[pa.DataType, list[str]] = {}
+    for part, label in held:
+        if label.null_count < len(label) and part.typed:
+            places.setdefault(label.type, []).append(part.place)
+    untyped = any(not part.typed for part in parts)
+    if len(places) > 1 and set(places) != {pa.int64(), pa.float64()}:
+        found = ", ".join(f"{_in_words(kind)} in {shown(where)}" for kind, where in places.items())
+        problems.append(f"labels are of mixed types, {found}: write them in one form in all files.")
+    if untyped and LISTS in places:
+        problems.append(f"labels are lists in {shown(places[LISTS])} and strings elsewhere: write lists in all files.")
+    if problems:
+        return [], problems
+    if untyped or not places:
+        kind = TEXT
+    else:
+        kind = pa.float64() if pa.float64() in places else next(iter(places))
+    return [label.cast(kind) if label.null_count < len(label) else _nulls(len(label), kind) for _, label in held], []
+
+
+def _nulls(count: int, kind: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(count, kind)])
+
+
+def _in_words(kind: pa.DataType) -> str:
+    return {TEXT: "strings", pa.int64(): "whole numbers", pa.float64(): "fractions", LISTS: "lists"}[kind]
+
+
+def _plain_labels(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """``column`` as strings, int64, float64 (NaN as null) or lists of strings; None if it is of another kind."""
+    types = pa.types
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if types.is_null(kind) or types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind):
+        return column.cast(TEXT)
+    if types.is_integer(kind):
+        return column.cast(pa.int64())
+    if types.is_floating(kind):
+        numbers = column.cast(pa.float64())
+        return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    if types.is_list(kind) or types.is_large_list(kind):
+        item = kind.value_type
+        plain = types.is_integer(item) or types.is_string(item) or types.is_large_string(item) or types.is_null(item)
+        return column.cast(LISTS) if plain else None
+    return None
+
+
+def _with_plain_splits(table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Split names as train, validation, test or ""; rows of other splits (``unlabeled``) dropped with a note."""
+    encoded = table["split"].combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    words = [split_word(value) if value.strip() else "" for value in values]
+    plain = pa.array(words, TEXT).take(encoded.indices)
+    table = table.set_column(table.column_names.index("split"), "split", plain)
+    unknown = [value for value, word in zip(values, words, strict=True) if word is None]
+    if not unknown:
+        return table, []
+    note = (
+        f"dropped {counted(plain.null_count, 'row')} whose split is {', '.join(map(repr, unknown))}, which is none of "
+        "train, validation and test."
+    )
+    return table.filter(plain.is_valid()), [note]
+
+
+def _table_problems(table: pa.Table, data: DataConfig, domain_column: str | None) -> list[str]:
+    problems = []
+    for column, flag, standard in (
+        (domain_column, "domain_column", "domain"),
+        (data.id_column, "id_column", "example_id"),
+    ):
+        blank = _blank(table[standard])
+        blank_count = pc.sum(blank).as_py()
+        if column is not None and blank_count:
+            places = shown_places(table["place"], blank)
+            problems.append(
+                f"{counted(blank_count, 'row')} with nothing in column {column!r} ({places}): "
+                f"fill it in, or name another --data.{flag}."
+            )
+    return problems + _repeated_ids(table, data)
+
+
+def _repeated_ids(table: pa.Table, data: DataConfig) -> list[str]:
+    if data.id_column is None:  # places are unique as they are
+        return []
+    counts = pc.value_counts(table["example_id"])
+    repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.invert(_blank(counts.field("values")))))
+    problems = []
+    for value in repeated.field("values").slice(0, PLACES_SHOWN).to_pylist():
+        places = shown_places(table["place"], pc.equal(table["example_id"], value))
+        problems.append(
+            f"example id {value!r} stands more than once ({places}): make the ids of column {data.id_column!r} "
+            "unique, or leave out --data.id_column."
+        )
+    if len(repeated) > PLACES_SHOWN:
+        problems.append(f"{len(repeated) - PLACES_SHOWN:,} more example ids stand more than once.")
+    return problems
+
+
+def _blank(strings: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.equal(pc.utf8_trim_whitespace(pc.fill_null(strings, "")), "")
+
+
+def _missing_labels(labels: pa.ChunkedArray, data: DataConfig) -> pa.ChunkedArray:
+    """Null, blank (unless a separator makes that "no class"), or a list with a null in it."""
+    missing = labels.is_null()
+    if labels.type == TEXT and data.label_separator is None:
+        return pc.or_(missing, _blank(labels))
+    if labels.type == LISTS:
+        lists = labels.combine_chunks()  # so that a parent's index counts from the first row
+        holes = pc.list_parent_indices(lists).filter(pc.list_flatten(lists).is_null())
+        return pc.or_(missing, pc.is_in(pa.array(range(len(lists)), pa.int64()), holes))
+    return missing
+
+
+def _without_unlabelled_splits(rows: pa.Table, missing: pa.ChunkedArray) -> tuple[pa.Table, pa.ChunkedArray, list[str]]:
+    """Drop a validation or test split whose labels are all missing, if the rest has labels."""
+    notes = []
+    for split in ("validation", "test"):
+        inside = pc.equal(rows["split"], split)
+        inside_count = pc.sum(inside).as_py() or 0
+        if not inside_count or not pc.all(missing.filter(inside)).as_py() or pc.all(missing).as_py():
+            continue
+        outside = pc.invert(inside)
+        notes.append(
+            f"dropped all {counted(inside_count, 'row')} of the published {split} split, none of which has a label "
+            f"({shown_places(rows['place'], inside)})."
+        )
+        rows, missing = rows.filter(outside), missing.filter(outside)
+    return rows, missing, notes
+
+
+def _content_bytes(column: pa.ChunkedArray) -> Iterable[bytes]:
+    """Bytes that tell any two columns of values apart: which are null, how long each is, and what they hold."""
+    array = column.combine_chunks()
+    yield array.is_null().to_numpy(zero_copy_only=False).tobytes()
+    if array.type == LISTS:
+        yield pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).tobytes()
+        yield from _content_bytes(pa.chunked_array([pc.list_flatten(array)]))
+        return
+    strings = pc.fill_null(array.cast(TEXT), "")
+    yield pc.binary_length(strings).to_numpy(zero_copy_only=False).tobytes()
+    yield "".join(strings.to_pylist()).encode("utf-8")

@@ -1,0 +1,38 @@
+"""Data that comes with the package, so that a first run needs no network and no download.
+
+Written for this project: see the README for how, and for what may and may not be concluded from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_transfer.errors import InputError
+from hf_transfer.sources.base import closest
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """One data set of the package."""
+
+    folder: Path
+    """One JSON Lines file per domain, with ``text, label, split``."""
+    default_train_domains: tuple[str, ...]
+    """What to train on where the user names nothing; the other domains show the shift."""
+
+
+FOLDER = Path(__file__).parent / "bundled"
+BUNDLED = {"reviews": Bundled(FOLDER / "reviews", default_train_domains=("books", "kitchen"))}
+
+
+def find_bundled(name: str) -> Bundled:
+    """The data set ``bundled:NAME``.
+
+    Raises:
+        InputError: there is no such name.
+    """
+    if name not in BUNDLED:
+        known = ", ".join(f"bundled:{item}" for item in BUNDLED)
+        raise InputError(f"--data.source bundled:{name} is not known.{closest(name, BUNDLED)} There is {known}.")
+    return BUNDLED[name]

@@ -1,0 +1,65 @@
+"""A dataset of the Hugging Face Hub, through ``datasets.load_dataset`` and its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_transfer.config import DataConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import DomainTable
+from hf_transfer.sources.base import Part, arrow_table, assemble, closest, name_classes, shown, split_word, used_columns
+
+
+def load_hub(data: DataConfig) -> DomainTable:
+    """All splits that are some form of train, validation or test, under the standard column names.
+
+    Raises:
+        InputError: no such dataset, subset or revision, no network and nothing in the cache, or unusable contents.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_dataset(data.source, data.subset, revision=data.revision)
+    # what load_dataset raises: OSError where nothing is found or reached, ValueError for an unknown subset,
+    # RuntimeError for a dataset that is a script, DatasetsError where its files do not parse
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(_not_loaded(data, error, datasets.config.HF_HUB_OFFLINE)) from error
+    short_name = data.source.rsplit("/", 1)[-1]
+    parts = []
+    for split in sorted(found, key=str):
+        word = split_word(str(split))
+        if word is not None:
+            rows = found[split]
+            names = [name for name in used_columns(data) if name in rows.column_names]
+            table = arrow_table(rows.select_columns(names))
+            for name in names:
+                table = name_classes(table, rows.features, name)
+            parts.append(Part(str(split), tuple(rows.column_names), table, word, short_name))
+    parts.sort(key=lambda part: ("train", "validation", "test").index(part.split))
+    others = [str(split) for split in found if split_word(str(split)) is None]
+    if not parts:
+        raise InputError(f"{data.source} has no split for train, validation or test, only {shown(others)}.")
+    notes = [f"splits of {data.source} that are not read: {shown(others)}."] if others else []
+    for word in dict.fromkeys(part.split for part in parts):
+        places = [part.place for part in parts if part.split == word]
+        if len(places) > 1:
+            notes.append(f"{word} is read from {len(places)} splits ({shown(places)}).")
+    return assemble(parts, data.source, data, notes)
+
+
+def _not_loaded(data: DataConfig, error: Exception, offline: bool) -> str:
+    """What failed, and the way out of each likely cause."""
+    subset = f" (--data.subset {data.subset})" if data.subset else ""
+    revision = f" (--data.revision {data.revision})" if data.revision else ""
+    cause = " ".join(str(error).split())
+    remedy = (
+        "HF_HUB_OFFLINE is set and the dataset is not in the cache: unset it, or load the dataset once with a network"
+        if offline
+        else "check its name, your network and, for a private dataset, `hf auth login`"
+    )
+    folder = Path(data.source).parent
+    neighbours = closest(Path(data.source).name, [item.name for item in folder.iterdir()]) if folder.is_dir() else ""
+    return (
+        f"--data.source {data.source}{subset}{revision} is no local path and could not be loaded from the Hub "
+        f"({type(error).__name__}: {cause[:400]}): {remedy}; or give the path of a file or folder.{neighbours}"
+    )

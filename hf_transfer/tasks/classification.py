@@ -1,0 +1,290 @@
+"""Text classification: one label of many, several at once, or a number, for a text or a pair of texts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_transfer.config import DataConfig, TrainConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum, Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+PLACES_SHOWN = 3
+
+
+class Classification:
+    """The task of ``recipes/text_cls.py``; stateless."""
+
+    name = "classification"
+    auto_class = "AutoModelForSequenceClassification"
+
+    def read_labels(self, splits: DomainSplits, data: DataConfig, train: TrainConfig) -> LabelSpace:
+        """Class set from train rows or as declared, never from test.
+
+        Raises:
+            InputError: one class only, labels outside the class set (by domain, with places), numbers that do not
+                parse, or options that do not fit the kind of problem. All found are reported together.
+        """
+        train_labels = [read_label(raw, data.label_separator) for raw in splits.train["label"]]
+        problem = data.problem if data.problem != "auto" else guess_problem(train_labels)
+        if problem == "regression":
+            problems = [text for name, rows in _all_splits(splits) for text in _not_numbers(name, rows)]
+            if data.label_names:
+                problems.append("--data.label_names does not go with regression: leave it out.")
+            space = LabelSpace("regression")
+        else:
+            names = data.label_names or sort_names({name for label in train_labels for name in as_names(label)})
+            problems = _class_problems(names, problem, splits, data)
+            weights = _class_weights(train_labels, names, problem, train)
+            space = LabelSpace(problem, tuple(names), weights, data.label_separator)
+        if train.class_weights == "balanced" and problem != "single_label":
+            problems.append(f"--train.class_weights balanced needs single-label data, found {problem}: leave it out.")
+        if train.label_smoothing and problem != "single_label":
+            problems.append(f"--train.label_smoothing needs single-label data, found {problem}: leave it out.")
+        if problems:
+            raise InputError(problems)
+        return space
+
+    def head(self, labels: LabelSpace) -> dict[str, Any]:
+        """``num_labels, id2label, label2id, problem_type`` of the checkpoint's config."""
+        problem_type = {
+            "single_label": "single_label_classification",
+            "multi_label": "multi_label_classification",
+            "regression": "regression",
+        }[labels.problem]
+        names = labels.names or ("value",)
+        return {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+            "problem_type": problem_type,
+        }
+
+    def encode(
+        self, splits: DomainSplits, labels: LabelSpace, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> EncodedSplits:
+        """Token ids (cut at ``max_length``, counted), numeric labels and lengths for every split."""
+        cut = 0
+        encoded = {}
+        for name, rows in _all_splits(splits):
+            encoded[name], cut_here = _encode_rows(rows, labels, tokenizer, max_length)
+            cut += cut_here
+        test = {domain: encoded[f"test:{domain}"] for domain in splits.test}
+        return EncodedSplits(encoded["train"], encoded["validation"], test, cut)
+
+    def make_batch(self, rows: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """Right-pad to the longest row of the batch. ``rows``: columns of ``encode`` as lists."""
+        import torch
+
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        longest = max(lengths)
+        padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": 0}
+        inputs = {
+            name: torch.tensor([list(ids) + [value] * (longest - len(ids)) for ids in rows[name]])
+            for name, value in padding.items()
+            if name in rows
+        }
+        real = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]  # [batch, length]
+        inputs["attention_mask"] = real.long()
+        labels = torch.tensor(rows["labels"])
+        tokens = sum(lengths)
+        return Batch(
+            inputs=inputs,
+            labels=labels,
+            example_ids=tuple(rows["example_id"]),
+            tokens=tokens,
+            padding_tokens=real.numel() - tokens,
+            target_count=labels.numel(),  # multi-label: every class of every example is a target
+        )
+
+    def loss_sum(self, outputs: Any, batch: Batch, labels: LabelSpace, label_smoothing: float) -> LossSum:
+        """Cross-entropy, binary cross-entropy or squared error in fp32, summed over the targets.
+
+        ``outputs.logits``: [batch, classes], [batch, 1] for regression. Class weights multiply each example's loss
+        and do not change the count, so that the balanced sum has the size of the plain one.
+        """
+        import torch
+        from torch.nn import functional
+
+        logits = outputs.logits.float()
+        if labels.problem == "regression":
+            total = functional.mse_loss(logits.squeeze(-1), batch.labels.float(), reduction="sum")
+        elif labels.problem == "multi_label":
+            total = functional.binary_cross_entropy_with_logits(logits, batch.labels.float(), reduction="sum")
+        else:
+            weight = torch.tensor(labels.class_weights, device=logits.device) if labels.class_weights else None
+            total = functional.cross_entropy(
+                logits, batch.labels, weight, reduction="sum", label_smoothing=label_smoothing
+            )
+        return LossSum(total, batch.target_count)
+
+    def read_outputs(self, outputs: Any, labels: LabelSpace) -> torch.Tensor:
+        """[batch, classes] probabilities in fp32; [batch, 1] values for regression."""
+        logits = outputs.logits.float()
+        if labels.problem == "single_label":
+            return logits.softmax(-1)
+        return logits.sigmoid() if labels.problem == "multi_label" else logits
+
+    def decide(self, probabilities: np.ndarray, labels: LabelSpace) -> np.ndarray:
+        """Most probable class [n]; classes at or over one half [n, classes]; or the value [n]."""
+        if labels.problem == "single_label":
+            return probabilities.argmax(-1)
+        if labels.problem == "multi_label":
+            return (probabilities >= 0.5).astype("int64")
+        return probabilities[:, 0]
+
+
+# A label as it was read: one name, several names, or a number. None where a string could not be any of them.
+Label = str | float | tuple[str, ...]
+
+
+def read_label(raw: Any, separator: str | None) -> Label:
+    """One raw label in canonical form: 3, "3" and 3.0 are the class "3"; a list or a separated string is a tuple."""
+    if isinstance(raw, (list, tuple)):
+        return tuple(_name(item) for item in raw)
+    if separator is not None:
+        return tuple(part.strip() for part in _name(raw).split(separator) if part.strip())
+    if isinstance(raw, float) and not raw.is_integer():
+        return raw
+    return _name(raw)
+
+
+def _name(raw: Any) -> str:
+    if isinstance(raw, float) and raw.is_integer():
+        raw = int(raw)
+    return str(raw).strip()
+
+
+def as_names(label: Label) -> tuple[str, ...]:
+    """The class names of a label."""
+    return label if isinstance(label, tuple) else (str(label),)
+
+
+def guess_problem(labels: Sequence[Label]) -> Problem:
+    """Tuples are multi-label; numbers with at least one fraction are regression; anything else is single-label."""
+    if any(isinstance(label, tuple) for label in labels):
+        return "multi_label"
+    numbers = [_number(label) for label in labels]
+    if all(number is not None for number in numbers) and any(number % 1 for number in numbers if number is not None):
+        return "regression"
+    return "single_label"
+
+
+def _number(label: Any) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Natural order: digits compare as numbers, so that "2" comes before "10"."""
+
+    def key(name: str) -> list[tuple[int, int, str]]:
+        parts = re.findall(r"\d+|\D+", name)
+        return [(0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part) for part in parts]
+
+    return sorted(names, key=lambda name: (key(name), name))
+
+
+def _all_splits(splits: DomainSplits) -> Iterator[tuple[str, Dataset]]:
+    yield "train", splits.train
+    yield "validation", splits.validation
+    for domain, rows in splits.test.items():
+        yield f"test:{domain}", rows
+
+
+def _not_numbers(name: str, rows: Dataset) -> list[str]:
+    bad = [place for raw, place in zip(rows["label"], rows["place"], strict=True) if _number(raw) is None]
+    if not bad:
+        return []
+    shown = ", ".join(bad[:PLACES_SHOWN])
+    return [f"{len(bad)} labels of {name} are not numbers ({shown}): mend them, or choose another --data.problem."]
+
+
+def _class_problems(names: Sequence[str], problem: str, splits: DomainSplits, data: DataConfig) -> list[str]:
+    found = []
+    if problem == "single_label" and len(names) < 2:
+        found.append(
+            f"train holds one class only ({names[0]!r}): give data with two or more classes, "
+            "other --data.train_domains, or declare --data.label_names."
+        )
+    known = set(names)
+    origin = "--data.label_names" if data.label_names else "train"
+    for name, rows in _all_splits(splits):
+        counts: Counter[str] = Counter()
+        places: dict[str, str] = {}
+        for raw, place in zip(rows["label"], rows["place"], strict=True):
+            for label in as_names(read_label(raw, data.label_separator)):
+                if label not in known:
+                    counts[label] += 1
+                    places.setdefault(label, place)
+        for label, count in counts.most_common(PLACES_SHOWN):
+            found.append(
+                f"label {label!r} occurs {count} times in {name} (first at {places[label]}) but not in {origin}: mend "
+                "it, add train examples of it, or declare the class set with --data.label_names."
+            )
+        if len(counts) > PLACES_SHOWN:
+            found.append(f"{len(counts) - PLACES_SHOWN} more labels of {name} do not occur in {origin}.")
+    return found
+
+
+def _class_weights(
+    labels: Sequence[Label], names: Sequence[str], problem: str, train: TrainConfig
+) -> tuple[float, ...]:
+    """n / (classes x count of the class), as scikit-learn's ``balanced``; 1 for a declared class without examples."""
+    if train.class_weights != "balanced" or problem != "single_label":
+        return ()
+    counts = Counter(str(label) for label in labels)
+    return tuple(len(labels) / (len(names) * counts[name]) if counts[name] else 1.0 for name in names)
+
+
+def _encode_rows(
+    rows: Dataset, labels: LabelSpace, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[Dataset, int]:
+    """Encoded rows and how many of them were cut."""
+    index = {name: i for i, name in enumerate(labels.names)}
+
+    def number(raw: Any) -> Any:
+        if labels.problem == "regression":
+            return float(raw)
+        names = as_names(read_label(raw, labels.separator))
+        if labels.problem == "multi_label":
+            return [float(name in names) for name in labels.names]
+        return index[names[0]]
+
+    def encode(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        pair = columns.get("text_pair")
+        tokens = tokenizer(columns["text"], pair, truncation=True, max_length=max_length, padding=False)
+        ids = tokens["input_ids"]
+        full = [i for i, row in enumerate(ids) if len(row) >= max_length]
+        whole = (
+            tokenizer([columns["text"][i] for i in full], [pair[i] for i in full] if pair else None) if full else None
+        )
+        cut = [False] * len(ids)
+        for i, row in zip(full, whole["input_ids"] if whole else [], strict=True):
+            cut[i] = len(row) > max_length
+        encoded = {
+            "input_ids": ids,
+            "labels": [number(raw) for raw in columns["label"]],
+            "length": [len(row) for row in ids],
+            "was_cut": cut,
+        }
+        if "token_type_ids" in tokens:
+            encoded["token_type_ids"] = tokens["token_type_ids"]
+        return encoded
+
+    dropped = [name for name in rows.column_names if name not in ("example_id", "domain")]
+    encoded = rows.map(encode, batched=True, remove_columns=dropped, load_from_cache_file=False)
+    cut = sum(encoded["was_cut"])
+    return encoded.remove_columns("was_cut"), cut

@@ -1,0 +1,473 @@
+"""Floor 3: the loop. The only ``backward`` of the project is in ``learn_window``.
+
+Arithmetic: a window is the examples of one optimizer step over all processes. Its loss is the sum over its targets
+divided by their number, whatever the cut: each process sums its micro-batches' losses, multiplies by the number of
+processes (DDP averages) and divides by the count over all of them. So the gradient of a window depends neither on how
+it was cut into micro-batches nor on how many processes share it (transformers#47688 is what happens otherwise).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+
+from hf_transfer import checkpoint
+from hf_transfer.adapt.base import Adapted, Stage
+from hf_transfer.batching import cut_window, share_window, window_count, window_indices
+from hf_transfer.config import TrainConfig
+from hf_transfer.errors import RunError
+from hf_transfer.optim import build_optimizer, parameter_groups, rate_factor, set_rate
+from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
+from hf_transfer.tasks import TaskFunctions
+
+LossFunction = Callable[[Any, Batch], LossSum]
+BAD_WINDOWS_IN_A_ROW = 3
+"""Windows without a finite gradient, one after the other, that end a run."""
+
+
+class ProgressBar(Protocol):
+    """What the loop tells whoever watches."""
+
+    def advance(self, loss: float, learning_rate: float, examples: int) -> None:
+        """One window is done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line to print."""
+        ...
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Where a stage lies in the course of training, in optimizer steps."""
+
+    stage: Stage
+    first_step: int
+    steps: int
+    schedule_first: int
+    """Step at which the schedule that the stage takes part in begins."""
+    schedule_steps: int
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """How the step to keep is chosen."""
+
+    rule: str
+    """``in_domain_validation`` or ``last``."""
+    metric: str
+    higher_is_better: bool
+    validate: Callable[[nn.Module], float]
+    """Score of the model on in-domain validation; all processes call it and get the same number."""
+
+    def better(self, value: float, best: float) -> bool:
+        """Whether ``value`` beats ``best``; any number beats nan."""
+        if math.isnan(value) or math.isnan(best):
+            return math.isnan(best) and not math.isnan(value)
+        return value > best if self.higher_is_better else value < best
+
+
+@dataclass
+class WindowSums:
+    """What a window amounted to, over all processes."""
+
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    padding_tokens: int = 0
+    targets: int = 0
+    stepped: bool = True
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where training leaves its log and checkpoints."""
+
+    log: Path
+    checkpoints: Path
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What must be equal for a checkpoint to be continued from."""
+    resume_from: Path | None = None
+
+    @property
+    def done_steps(self) -> int:
+        """Steps that lie behind a run that is continued."""
+        return checkpoint.load_state(self.resume_from).step if self.resume_from else 0
+
+
+def plan_stages(stages: Sequence[Stage], examples: int, train: TrainConfig) -> tuple[StagePlan, ...]:
+    """Lay the stages end to end. Stages with their own schedule come on top of what ``train`` asks for; among the
+    others, those that name their epochs take them from ``epochs`` or ``max_steps``, and the last one has the rest."""
+    per_epoch = window_count(examples, train.window_size)
+    total = train.max_steps or max(1, math.ceil(train.epochs * per_epoch))
+    plans: list[StagePlan] = []
+    step = left = 0
+    for stage in stages:
+        if stage.own_schedule:
+            steps = max(1, math.ceil((stage.epochs or 1.0) * per_epoch))
+            plans.append(StagePlan(stage, step, steps, step, steps))
+        else:
+            left = left or total
+            last = stage is stages[-1]
+            steps = left if last else min(math.ceil((stage.epochs or 0) * per_epoch), left)
+            begin = next((p.schedule_first for p in plans if not p.stage.own_schedule), step)
+            plans.append(StagePlan(stage, step, steps, begin, total))
+            left -= steps
+        step += steps
+        if not stage.own_schedule and not left:
+            break  # asked for fewer epochs than there are stages: the upper layers are all that thaws
+    return tuple(plans)
+
+
+def train(
+    adapted: Adapted,
+    rows: Dataset,
+    functions: TaskFunctions,
+    chooser: Chooser,
+    accelerator: Accelerator,
+    config: TrainConfig,
+    folder: RunFolder,
+    seed: int,
+    progress: ProgressBar,
+) -> TrainResult:
+    """Train ``adapted.model`` in place on encoded ``rows`` and put the chosen step's parameters back.
+
+    Plan: for each stage, mark what it trains, wrap model and optimizer for the processes; for each window, learn and
+    log; at the end of each epoch (or every ``validation_steps``) validate, remember the best, maybe stop early; every
+    ``checkpoint_steps`` save; at the end restore the best and check that it scores what was recorded.
+
+    Raises:
+        RunError: no finite gradient three times in a row, a trainable parameter that never gets one, or a restored
+            step that does not score what it did.
+    """
+    plans = plan_stages(adapted.stages, len(rows), config)
+    per_epoch = window_count(len(rows), config.window_size)
+    last_step = plans[-1].first_step + plans[-1].steps
+    lengths = np.asarray(rows["length"])
+    adapted.model.to(accelerator.device)
+    make_batch, loss_function = functions.make_batch, functions.loss_function
+    names = drop_unused(adapted, make_batch(rows[lengths.argsort()[:2]]), loss_function, progress)
+    state = RunState()
+    if folder.resume_from is not None:
+        checkpoint.check_identity(folder.resume_from, folder.identity)
+        state = checkpoint.load_state(folder.resume_from)
+        checkpoint.load_checkpoint(folder.resume_from, adapted.model, None, accelerator)
+        progress.note(f"continuing after step {state.step} of {last_step}")
+    with _open_log(folder.log, state.step, accelerator.is_main_process) as log:
+        for plan in plans:
+            if state.stopped_early or state.step >= plan.first_step + plan.steps:
+                continue
+            model, optimizer = _prepare(adapted, plan.stage, names, config, accelerator)
+            if folder.resume_from is not None and state.step > plan.first_step:
+                checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
+            for step in range(state.step, plan.first_step + plan.steps):
+                started = time.perf_counter()
+                torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
+                in_schedule = step - plan.schedule_first
+                factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
+                learning_rate = set_rate(optimizer, factor)
+                window = window_indices(len(rows), config.window_size, seed, step)
+                batches = _my_batches(rows, window, lengths[window], make_batch, config, accelerator)
+                sums = learn_window(
+                    model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator
+                )
+                seconds = time.perf_counter() - started
+                state = _count(state, step + 1, sums, seconds)
+                _log_step(log, step + 1, learning_rate, seconds, sums)
+                progress.advance(sums.loss, learning_rate, sums.examples)
+                if state.skipped_in_a_row >= BAD_WINDOWS_IN_A_ROW:
+                    raise RunError(_never_finite(state, folder.checkpoints))
+                due = config.validation_steps or per_epoch
+                if state.step % due == 0 or state.step == last_step:
+                    state = _validate(state, model, chooser, names, per_epoch, config, folder, accelerator, progress)
+                    adapted.set_train_mode(accelerator.unwrap_model(model))
+                if config.checkpoint_steps and state.step % config.checkpoint_steps == 0:
+                    checkpoint.save_checkpoint(
+                        folder.checkpoints,
+                        model,
+                        names,
+                        optimizer,
+                        state,
+                        folder.identity,
+                        config.keep_checkpoints,
+                        accelerator,
+                    )
+                if state.stopped_early:
+                    break
+    selection = _restore(state, adapted.model, chooser, folder, accelerator)
+    return TrainResult(
+        selection=selection,
+        steps=state.step,
+        history=state.history,
+        train_seconds=state.train_seconds,
+        examples=state.examples,
+        tokens=state.tokens,
+        padding_tokens=state.padding_tokens,
+        skipped_steps=state.skipped_steps,
+        stopped_early=state.stopped_early,
+    )
+
+
+def learn_window(
+    model: nn.Module,
+    batches: Sequence[tuple[Batch, bool]],
+    loss_function: LossFunction,
+    optimizer: torch.optim.Optimizer,
+    max_gradient_norm: float,
+    accelerator: Accelerator,
+) -> WindowSums:
+    """Add up the gradient of a window and take one optimizer step.
+
+    Args:
+        batches: This process's micro-batches, each with whether it counts; a filler takes part in the processes'
+            communication only. At least one on every process.
+        max_gradient_norm: 0 leaves the gradient as it is.
+    """
+    mine = [batch for batch, counts in batches if counts]
+    sums = [
+        float(sum(values))
+        for values in (
+            [b.target_count for b in mine],
+            [len(b.example_ids) for b in mine],
+            [b.tokens for b in mine],
+            [b.padding_tokens for b in mine],
+        )
+    ]
+    targets = _over_processes(sums, accelerator)[0] if accelerator.num_processes > 1 else sums[0]
+    scale = accelerator.num_processes / targets
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for turn, (batch, counts) in enumerate(batches):
+        last = turn == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
+            on_device = dataclasses.replace(batch, labels=batch.labels.to(accelerator.device))
+            loss = loss_function(model(**inputs), on_device).loss_sum
+            accelerator.backward(loss * (scale if counts else 0.0))
+            if counts:
+                loss_sum += loss.detach()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = accelerator.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # sharded gradients give a sharded norm
+    # fp16's scaler looks for itself, because overflow while it finds its scale is expected
+    stepped = math.isfinite(norm) or accelerator.scaler is not None
+    if stepped:
+        optimizer.step()
+        stepped = not getattr(optimizer, "step_was_skipped", False)
+    optimizer.zero_grad(set_to_none=True)
+    total, targets, examples, tokens, padding = _over_processes([float(loss_sum), *sums], accelerator)
+    return WindowSums(total / targets, norm, int(examples), int(tokens), int(padding), int(targets), stepped)
+
+
+def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, progress: ProgressBar) -> tuple[str, ...]:
+    """Freeze parameters that the loss does not reach and return the names of those that learn.
+
+    A pooler that the head ignores would make DDP wait for a gradient that never comes, and would be counted as
+    trained. One small backward in eval mode finds them.
+
+    Raises:
+        RunError: the loss reaches no parameter at all.
+    """
+    model = adapted.model
+    model.eval()
+    device = next(model.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+    on_device = dataclasses.replace(batch, labels=batch.labels.to(device))
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    loss = loss_function(model(**inputs), on_device).loss_sum
+    gradients = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
+    if len(unused) == len(learning):
+        raise RunError(f"the loss reaches none of the {len(learning)} trainable parameters: nothing would be learnt.")
+    for name in unused:
+        learning[name].requires_grad_(False)
+    if unused:
+        progress.note(
+            f"{len(unused)} parameters take no part in the output and stay as they are: {', '.join(unused[:4])}"
+        )
+    return tuple(name for name in learning if name not in set(unused))
+
+
+def _prepare(
+    adapted: Adapted, stage: Stage, names: Collection[str], config: TrainConfig, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer of a stage, wrapped for the processes; ``names`` are those that learn in any stage."""
+    accelerator.free_memory()
+    module = accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)  # an earlier stage may have wrapped it
+    in_stage = {id(p) for p in stage.trainable}
+    for name, p in module.named_parameters():
+        p.requires_grad_(name in names and id(p) in in_stage)
+    groups = [
+        group | {"params": [p for p in group["params"] if p.requires_grad]}
+        for group in parameter_groups(adapted, stage, config)
+    ]
+    optimizer = build_optimizer([group for group in groups if group["params"]], config)
+    model, optimizer = accelerator.prepare(module, optimizer)
+    adapted.set_train_mode(accelerator.unwrap_model(model))
+    return model, optimizer
+
+
+def _save(
+    folder: RunFolder,
+    model: nn.Module,
+    names: Collection[str],
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> None:
+    checkpoint.save_checkpoint(
+        folder.checkpoints, model, names, optimizer, state, folder.identity, config.keep_checkpoints, accelerator
+    )
+
+
+def _my_batches(
+    rows: Dataset,
+    window: np.ndarray,
+    lengths: np.ndarray,
+    make_batch: Callable[..., Batch],
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> list[tuple[Batch, bool]]:
+    """This process's micro-batches of a window, each with whether it counts (see ``learn_window``)."""
+    shares = share_window(lengths, accelerator.num_processes)
+    cuts = [cut_window(lengths[share], config.tokens_per_micro_batch) for share in shares]
+    share = shares[accelerator.process_index]
+    columns = rows[window[share]]  # one read for the window
+    batches = [
+        (make_batch({name: [values[i] for i in piece] for name, values in columns.items()}), True)
+        for piece in cuts[accelerator.process_index]
+    ]
+    # sharded parameters are gathered by all processes in each forward, so all must make the same number of them
+    needed = max(len(cut) for cut in cuts) if getattr(accelerator, "is_fsdp2", False) else 1
+    if len(batches) < needed:
+        filler = (make_batch(rows[window[:1]]), False)
+        batches = [filler] * (needed - len(batches)) + batches
+    return batches
+
+
+def _over_processes(values: list[float], accelerator: Accelerator) -> list[float]:
+    """Sums over all processes, in double precision."""
+    if accelerator.num_processes == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return accelerator.reduce(tensor, reduction="sum").tolist()
+
+
+def _seed_of(seed: int, step: int, process: int) -> int:
+    """Seed of dropout for one window on one process: what resuming needs is then in the step number."""
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
+
+
+def _count(state: RunState, step: int, sums: WindowSums, seconds: float) -> RunState:
+    return replace(
+        state,
+        step=step,
+        skipped_steps=state.skipped_steps + (not sums.stepped),
+        skipped_in_a_row=0 if sums.stepped else state.skipped_in_a_row + 1,
+        train_seconds=state.train_seconds + seconds,
+        examples=state.examples + sums.examples,
+        tokens=state.tokens + sums.tokens,
+        padding_tokens=state.padding_tokens + sums.padding_tokens,
+    )
+
+
+def _validate(
+    state: RunState,
+    model: nn.Module,
+    chooser: Chooser,
+    names: tuple[str, ...],
+    per_epoch: int,
+    config: TrainConfig,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    progress: ProgressBar,
+) -> RunState:
+    """Score validation, keep the parameters if they are the best so far, and decide whether to stop."""
+    started = time.perf_counter()
+    value = chooser.validate(model)
+    epoch = round(state.step / per_epoch, 3)
+    seconds = time.perf_counter() - started
+    record = {"step": state.step, "epoch": epoch, "metric": chooser.metric, "value": value, "seconds": seconds}
+    state = replace(state, history=(*state.history, record))
+    progress.note(f"step {state.step}  epoch {epoch:g}  validation {chooser.metric} {value:.4f}")
+    if chooser.rule == "last":
+        return state
+    if state.best_step < 0 or chooser.better(value, state.best_value):
+        checkpoint.save_best(folder.checkpoints, model, names, accelerator)
+        return replace(state, best_step=state.step, best_value=value, bad_validations=0)
+    bad = state.bad_validations + 1
+    stop = bool(config.patience) and bad >= config.patience
+    if stop:
+        progress.note(f"stopping early: no better {chooser.metric} in {bad} validations")
+    return replace(state, bad_validations=bad, stopped_early=stop)
+
+
+def _restore(
+    state: RunState, model: nn.Module, chooser: Chooser, folder: RunFolder, accelerator: Accelerator
+) -> Selection:
+    """Put the best step's parameters back, and see that they score what was recorded."""
+    if chooser.rule == "last" or state.best_step == state.step:
+        value = state.history[-1]["value"] if state.history else math.nan
+        return Selection(chooser.rule, chooser.metric, state.step, value)
+    checkpoint.load_best(folder.checkpoints, model, accelerator)
+    again = chooser.validate(model)
+    if not math.isclose(again, state.best_value, rel_tol=1e-4, abs_tol=1e-6):
+        raise RunError(
+            f"the parameters of step {state.best_step} were put back, but score {chooser.metric} {again} where "
+            f"{state.best_value} was recorded: {folder.checkpoints / 'best'} is not what was saved."
+        )
+    return Selection(chooser.rule, chooser.metric, state.best_step, state.best_value)
+
+
+def _never_finite(state: RunState, checkpoints: Path) -> str:
+    kept = sorted(checkpoints.glob("step-*")) if checkpoints.is_dir() else []
+    last = f"The last checkpoint is {kept[-1].name}." if kept else "No checkpoint was written."
+    return (
+        f"no finite gradient in {state.skipped_in_a_row} windows in a row, up to step {state.step}: lower "
+        f"--train.learning_rate, or use --train.precision fp32. {last}"
+    )
+
+
+def _open_log(path: Path, step: int, is_main: bool) -> Any:
+    """The step log, cut back to ``step`` when a run continues; a sink on other processes."""
+    if not is_main:
+        return nullcontext(None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    if step and path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8", buffering=1)
+
+
+def _log_step(log: TextIO | None, step: int, learning_rate: float, seconds: float, sums: WindowSums) -> None:
+    if log is None:
+        return
+    record = {
+        "step": step,
+        "loss": sums.loss,
+        "learning_rate": learning_rate,
+        "gradient_norm": sums.gradient_norm,
+        "examples": sums.examples,
+        "tokens": sums.tokens,
+        "padding_tokens": sums.padding_tokens,
+        "seconds": round(seconds, 6),
+    }
+    if not sums.stepped:
+        record["skipped"] = True
+    log.write(json.dumps(record) + "\n")

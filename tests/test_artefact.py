@@ -1,0 +1,253 @@
+"""Every strategy on every architecture: what it trains, that it learns, and that what is saved loads elsewhere."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from tiny import ARCHITECTURES, make_checkpoint
+from toy import encoded_rows
+
+from hf_transfer.adapt import Adapted, apply_strategy
+from hf_transfer.artefact import save_artefact, write_model
+from hf_transfer.config import AdaptConfig, ModelConfig
+from hf_transfer.errors import RunError
+from hf_transfer.loading import METADATA_SCHEMA, LoadedModel, load
+from hf_transfer.pretrained import find_checkpoint, load_pretrained
+from hf_transfer.records import LabelSpace, Pretrained
+from hf_transfer.tasks import TASKS, bind
+from hf_transfer.train import drop_unused, learn_window
+
+TASK = TASKS["classification"]
+TEXTS = ("the book was good", "a dry soup and a broken blade edge , not good", "app")
+STRATEGIES = {
+    "full": AdaptConfig(strategy="full"),
+    "freeze": AdaptConfig(strategy="freeze", freeze="embeddings"),
+    "lora": AdaptConfig(strategy="lora", lora_rank=4),
+    "probe": AdaptConfig(strategy="probe"),
+}
+SPACES = {
+    "2": LabelSpace("single_label", ("bad", "good")),
+    "3": LabelSpace("single_label", ("bad", "good", "mixed")),
+    "multi": LabelSpace("multi_label", ("taste", "plot", "speed")),
+}
+CASES = [f"{a}-{s}-{n}" for a in ARCHITECTURES for s in STRATEGIES for n in SPACES]
+
+
+@dataclass
+class Case:
+    """What happened to one combination before it was saved."""
+
+    adapted: Adapted
+    learning: tuple[str, ...]
+    losses: tuple[float, float]
+    moved: set[str]
+    expected: np.ndarray
+
+
+def open_case(checkpoint: Path, labels: LabelSpace, adapt: AdaptConfig) -> tuple[Pretrained, Adapted]:
+    config = ModelConfig(checkpoint=str(checkpoint), dropout=0.0)
+    found = find_checkpoint(config)
+    pretrained = load_pretrained(config, found, TASK.auto_class, TASK.head(labels), False, seed=3)
+    return pretrained, apply_strategy(pretrained, adapt)
+
+
+def metadata_of(pretrained: Pretrained, labels: LabelSpace) -> dict:
+    return {
+        "schema": METADATA_SCHEMA,
+        "task": "classification",
+        "problem": labels.problem,
+        "label_names": list(labels.names),
+        "max_length": 32,
+        "base_checkpoint": pretrained.checkpoint_id,
+        "base_revision": "",
+        "base_sha256": pretrained.sha256,
+        "keeps_head": False,
+    }
+
+
+def learn_a_little(pretrained: Pretrained, adapted: Adapted, labels: LabelSpace, steps: int = 5) -> Case:
+    functions = bind(TASK, labels, pretrained.tokenizer)
+    rows = encoded_rows(8, len(pretrained.tokenizer), len(labels.names))
+    if labels.problem == "multi_label":
+        rows = rows.map(lambda row: {"labels": [float(row["labels"] == i) for i in range(3)]})
+    batch = functions.make_batch(rows[:])
+    before = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
+
+    class Nobody:
+        def note(self, text):
+            pass
+
+    learning = drop_unused(adapted, batch, functions.loss_function, Nobody())
+    optimizer = torch.optim.AdamW([p for p in adapted.model.parameters() if p.requires_grad], lr=5e-3)
+    adapted.set_train_mode(adapted.model)
+    accelerator = Accelerator()
+    losses = [
+        learn_window(adapted.model, [(batch, True)], functions.loss_function, optimizer, 1.0, accelerator).loss
+        for _ in range(steps)
+    ]
+    moved = {name for name, p in adapted.model.named_parameters() if not torch.equal(p, before[name])}
+    adapted.model.eval()
+    expected = LoadedModel(adapted.model, pretrained.tokenizer, labels, 32).logits(TEXTS)
+    return Case(adapted, learning, (losses[0], losses[-1]), moved, expected)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory) -> tuple[dict[str, Case], dict[str, dict]]:
+    """All cases, trained and saved here, and what one fresh process found when it opened them."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    cases, manifest = {}, {}
+    for architecture in ARCHITECTURES:
+        checkpoint = make_checkpoint(folder / architecture, architecture)
+        for strategy, adapt in STRATEGIES.items():
+            for name, labels in SPACES.items():
+                key = f"{architecture}-{strategy}-{name}"
+                pretrained, adapted = open_case(checkpoint, labels, adapt)
+                cases[key] = learn_a_little(pretrained, adapted, labels)
+                path = folder / "saved" / key
+                write_model(path, adapted.model, adapted, pretrained, metadata_of(pretrained, labels))
+                manifest[key] = {"path": str(path), "texts": TEXTS, "is_full": strategy != "lora"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    script = Path(__file__).parent / "load_all.py"
+    command = [sys.executable, str(script), str(folder / "manifest.json"), str(folder / "answers.json")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return cases, json.loads((folder / "answers.json").read_text())
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("key", CASES)
+def test_a_fresh_process_reproduces_the_logits(learnt, key):
+    cases, answers = learnt
+    np.testing.assert_allclose(answers[key]["ours"], cases[key].expected, rtol=1e-5, atol=1e-5)
+    if "stock" in answers[key]:
+        np.testing.assert_allclose(answers[key]["stock"], cases[key].expected, rtol=1e-5, atol=1e-5)
+        assert answers[key]["names"] == list(SPACES[key.rsplit("-", 1)[1]].names)
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("key", CASES)
+def test_a_strategy_trains_what_it_promises_and_learns(learnt, key):
+    case = learnt[0][key]
+    strategy = key.split("-")[-2]
+    names = set(case.adapted.summary.names)
+    assert set(case.learning) == names, "every trainable tensor is reached by the loss"
+    # LoRA's A gets no gradient while B is zero, and moves from the second step on; weight decay moves it anyway
+    assert case.moved == names
+    assert set(case.adapted.head_names) <= names
+    if strategy == "probe":
+        assert names == set(case.adapted.head_names)
+    if strategy == "lora":
+        assert all("lora_" in name or name in case.adapted.head_names for name in names)
+    if strategy == "freeze":
+        embeddings = {id(p) for p in case.adapted.parts.embeddings}
+        assert embeddings and not any(id(p) in embeddings and p.requires_grad for p in case.adapted.model.parameters())
+    assert case.losses[1] < case.losses[0]
+
+
+def test_peft_alone_would_lose_the_new_pooler(tmp_path):
+    """Guards the reason for saving by missing keys: PEFT's own list of heads leaves DeBERTa's pooler behind."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    labels = SPACES["2"]
+    checkpoint = make_checkpoint(tmp_path / "base", "deberta-v2")
+    pretrained, _ = open_case(checkpoint, labels, STRATEGIES["probe"])
+    wrapped = get_peft_model(pretrained.model, LoraConfig(task_type="SEQ_CLS", target_modules=["query_proj"])).eval()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    inputs = {"input_ids": torch.tensor([[2, 9, 10, 3]])}
+    torch.manual_seed(99)
+    found = find_checkpoint(ModelConfig(checkpoint=str(checkpoint)))
+    fresh = load_pretrained(ModelConfig(), found, TASK.auto_class, TASK.head(labels), False, seed=99)
+    again = PeftModel.from_pretrained(fresh.model, tmp_path / "adapter").eval()
+    assert not torch.allclose(wrapped(**inputs).logits, again(**inputs).logits, atol=1e-3)
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_use_dora": True},
+        {"lora_use_rslora": True},
+        {"lora_init": "pissa"},
+        {"lora_init": "pissa_niter_4"},
+        {"lora_init": "olora"},
+        {"lora_init": "gaussian"},
+        {"lora_init": "orthogonal"},
+        {"lora_bias": "lora_only"},
+        {"lora_targets": "attention"},
+        {"lora_targets": "query,value", "head_first": True},
+    ],
+    ids=str,
+)
+def test_every_variant_of_lora_opens_on_the_untouched_base(tmp_path, settings):
+    labels = SPACES["3"]
+    checkpoint = make_checkpoint(tmp_path / "base", "bert")
+    pretrained, adapted = open_case(checkpoint, labels, AdaptConfig(strategy="lora", lora_rank=4, **settings))
+    case = learn_a_little(pretrained, adapted, labels)
+    write_model(tmp_path / "model", adapted.model, adapted, pretrained, metadata_of(pretrained, labels))
+    found = load(tmp_path / "model", device="cpu").logits(TEXTS)
+    np.testing.assert_allclose(found, case.expected, rtol=1e-5, atol=1e-5)
+    merged = copy.deepcopy(adapted.model).merge_and_unload()
+    write_model(tmp_path / "merged", merged, None, pretrained, metadata_of(pretrained, labels))
+    found = load(tmp_path / "merged", device="cpu").logits(TEXTS)
+    np.testing.assert_allclose(found, case.expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.recipe
+def test_an_artefact_that_does_not_give_the_same_logits_ends_the_run(tmp_path, monkeypatch):
+    labels = SPACES["2"]
+    pretrained, adapted = open_case(make_checkpoint(tmp_path / "base"), labels, STRATEGIES["full"])
+    proof = Dataset.from_dict({"text": list(TEXTS)})
+
+    def write_another(folder, model, *rest):
+        spoilt = copy.deepcopy(model)
+        spoilt.classifier.weight.data += 1
+        write_model(folder, spoilt, *rest)
+
+    monkeypatch.setattr("hf_transfer.artefact.write_model", write_another)
+    with pytest.raises(RunError, match="a fresh process gives other logits"):
+        save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, None, proof)
+
+    def write_nothing(folder, model, *rest):
+        write_model(folder, model, *rest)
+        (folder / "model.safetensors").unlink()
+
+    monkeypatch.setattr("hf_transfer.artefact.write_model", write_nothing)
+    with pytest.raises(RunError, match=r"a fresh process cannot open it.*holds no \.safetensors weights"):
+        save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, None, proof)
+
+
+def test_a_failed_save_leaves_the_earlier_artefact_alone(tmp_path, monkeypatch):
+    labels = SPACES["2"]
+    pretrained, adapted = open_case(make_checkpoint(tmp_path / "base"), labels, STRATEGIES["full"])
+    arguments = (adapted.model, adapted, pretrained, metadata_of(pretrained, labels))
+    write_model(tmp_path / "model", *arguments)
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrained.tokenizer, "save_pretrained", full_disk)
+    with pytest.raises(RunError, match=r"could not be saved.*No space left"):
+        write_model(tmp_path / "model", *arguments)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_an_adapter_is_not_opened_on_another_base(tmp_path):
+    from hf_transfer.errors import InputError
+
+    labels = SPACES["2"]
+    pretrained, adapted = open_case(make_checkpoint(tmp_path / "base"), labels, STRATEGIES["lora"])
+    write_model(tmp_path / "model", adapted.model, adapted, pretrained, metadata_of(pretrained, labels))
+    shutil.rmtree(tmp_path / "base")
+    make_checkpoint(tmp_path / "base", seed=8)
+    with pytest.raises(InputError, match="was trained on weights with sha256"):
+        load(tmp_path / "model")

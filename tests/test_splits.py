@@ -1,0 +1,281 @@
+"""Splits: published ones are kept, missing ones depend on content alone, and train never sees test unannounced."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hf_transfer.config import DataConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import DomainSplits, DomainTable
+from hf_transfer.splits import split_by_domain
+
+SHARED = Path(os.environ.get("HF_TRANSFER_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def table_of(rows: list[dict], **fields) -> DomainTable:
+    """Rows need a text; the rest has defaults."""
+    full = [
+        {"example_id": str(i), "place": f"t:{i}", "domain": "books", "split": "", "label": "a", **row}
+        for i, row in enumerate(rows, 1)
+    ]
+    return DomainTable(datasets.Dataset.from_list(full), "t", "f", **fields)
+
+
+def numbered(count: int, domain: str = "books", split: str = "", classes: int = 2) -> list[dict]:
+    return [
+        {"text": f"{domain} number {i}", "domain": domain, "split": split, "label": str(i % classes)}
+        for i in range(count)
+    ]
+
+
+def split(rows: list[dict] | DomainTable, seed: int = 0, **settings) -> DomainSplits:
+    table = rows if isinstance(rows, DomainTable) else table_of(rows)
+    return split_by_domain(table, DataConfig(**settings), seed)
+
+
+def refused(rows: list[dict], **settings) -> str:
+    with pytest.raises(InputError) as caught:
+        split(rows, **settings)
+    return str(caught.value)
+
+
+def texts(rows: datasets.Dataset) -> list[str]:
+    return list(rows["text"])
+
+
+def assigned(splits: DomainSplits) -> dict[str, str]:
+    """Split of each text."""
+    named = {"train": splits.train, "validation": splits.validation, **splits.test}
+    return {text: name for name, rows in named.items() for text in texts(rows)}
+
+
+def test_missing_splits_are_drawn_at_their_fractions_in_every_domain_and_label():
+    rows = numbered(2000, classes=4) + numbered(1000, "dvd", classes=4)
+    splits = split(rows, test_fraction=0.2, validation_fraction=0.1)
+    assert splits.rule == "test drawn by content hash (20%); validation drawn from train by content hash (10%)"
+    assert sum(splits.test[domain].num_rows for domain in splits.test) + splits.train.num_rows + (
+        splits.validation.num_rows
+    ) == len(rows)
+    # 4 standard deviations of a binomial draw
+    for domain, count in (("books", 2000), ("dvd", 1000)):
+        assert abs(splits.test[domain].num_rows - 0.2 * count) < 4 * (count * 0.2 * 0.8) ** 0.5
+        for label, in_class in Counter(splits.test[domain]["label"]).items():
+            assert abs(in_class - 0.05 * count) < 4 * (count / 4 * 0.2 * 0.8) ** 0.5, label
+    assert abs(splits.validation.num_rows - 0.1 * 2400) < 4 * (2400 * 0.1 * 0.9) ** 0.5
+
+
+def test_the_validation_draw_is_independent_of_the_test_draw():
+    # one draw for both would leave no row under 10% once those under 20% are test
+    splits = split(numbered(400), test_fraction=0.2, validation_fraction=0.1)
+    assert splits.validation.num_rows > 10
+
+
+def test_a_row_keeps_its_split_when_rows_are_added_or_moved_and_for_every_seed():
+    rows = numbered(200)
+    before = assigned(split(rows))
+    for after in (
+        assigned(split(numbered(50, "dvd") + rows[::-1] + numbered(300)[200:])),
+        assigned(split(rows, seed=7)),
+        assigned(split([{**row, "label": "other"} for row in rows])),
+    ):
+        assert {text: after[text] for text in before} == before
+
+
+def test_equal_texts_never_part():
+    rows = [row for i in range(100) for row in ({"text": f"Text {i}"}, {"text": f"text  {i}", "label": "b"})]
+    splits = split(rows)
+    assert splits.leaks.exact == 0
+    assert len({text.lower().replace("  ", " ") for text in assigned(splits)}) == 100
+
+
+def test_the_second_text_of_a_pair_takes_part_in_the_draw():
+    rows = [{"text": "the same premise", "text_pair": f"hypothesis {i}"} for i in range(200)]
+    splits = split(rows)
+    assert 0 < splits.test["books"].num_rows < 200
+
+
+def test_published_splits_are_kept():
+    rows = [
+        *numbered(30, split="train"),
+        {"text": "held out", "split": "validation"},
+        {"text": "scored", "split": "test"},
+        {"text": "of no split", "split": ""},
+    ]
+    splits = split(rows)
+    assert texts(splits.validation) == ["held out"] and texts(splits.test["books"]) == ["scored"]
+    assert splits.train.num_rows == 31
+    assert splits.rule == "test published; validation published"
+
+
+def test_published_test_without_validation_takes_validation_from_train_only():
+    splits = split(numbered(300, split="train") + [{"text": f"scored {i}", "split": "test"} for i in range(50)])
+    assert splits.test["books"].num_rows == 50 and 10 < splits.validation.num_rows < 60
+    assert splits.rule == "test published; validation drawn from train by content hash (10%)"
+
+
+def test_a_domain_without_published_test_is_drawn_by_content_beside_one_that_has_it():
+    rows = [*numbered(100, split="train"), {"text": "scored", "split": "test"}, *numbered(100, "dvd")]
+    splits = split(rows)
+    assert splits.test["books"].num_rows == 1 and 5 < splits.test["dvd"].num_rows < 40
+    assert splits.rule.startswith("test published, for dvd drawn by content hash (20%);")
+
+
+def test_a_domain_has_the_same_test_rows_whether_or_not_it_is_trained_on():
+    rows = numbered(100) + numbered(100, "dvd")
+    there, back = split(rows, train_domains=("books",)), split(rows, train_domains=("dvd",))
+    for domain in ("books", "dvd"):
+        assert texts(there.test[domain]) == texts(back.test[domain])
+    assert set(there.train["domain"]) == set(there.validation["domain"]) == {"books"}
+    assert (there.role("books"), there.role("dvd")) == ("in_domain", "shifted")
+
+
+def test_test_domains_come_train_domains_first_each_in_order_of_appearance():
+    rows = [row for domain in ("dvd", "books", "music", "apps") for row in numbered(60, domain)]
+    splits = split(rows, train_domains=("apps", "books"))
+    assert list(splits.test) == ["books", "apps", "dvd", "music"] and splits.train_domains == ("books", "apps")
+    assert list(split(rows, train_domains=("books",), test_domains=("music", "dvd")).test) == ["dvd", "music"]
+
+
+def test_default_train_domains_are_the_recommended_ones_else_all():
+    rows = numbered(60) + numbered(60, "dvd")
+    assert split(rows).train_domains == ("books", "dvd")
+    recommended = table_of(rows, default_train_domains=("dvd",))
+    assert split(recommended).train_domains == ("dvd",) and list(split(recommended).test) == ["dvd", "books"]
+    assert split(recommended, train_domains=("books",)).train_domains == ("books",)
+
+
+def test_a_domain_with_test_rows_only_is_shifted_by_default_and_noted():
+    splits = split(numbered(60, split="train") + numbered(5, "dvd", split="test"))
+    assert splits.train_domains == ("books",) and list(splits.test) == ["books", "dvd"]
+    assert "not trained on, for want of train rows: dvd." in splits.notes
+
+
+def test_a_domain_without_test_rows_is_noted_and_refused_if_it_was_named():
+    rows = [*numbered(60), {"text": "held out", "domain": "dvd", "split": "validation"}]
+    splits = split(rows, train_domains=("books",))
+    assert list(splits.test) == ["books"] and any("not scored, for want of test rows: dvd" in n for n in splits.notes)
+    assert "--data.test_domains names 'dvd', which has no test rows" in refused(rows, test_domains=("dvd",))
+    assert "--data.train_domains names 'dvd', which has no train rows" in refused(rows, train_domains=("dvd",))
+
+
+def test_unknown_domains_are_refused_together_with_the_nearest_known_ones():
+    message = refused(numbered(40) + numbered(40, "dvd"), train_domains=("book",), test_domains=("cd",))
+    assert (
+        "train_domains names 'book', which the data do not hold. Did you mean books? There are books, dvd." in message
+    )
+    assert "test_domains names 'cd'" in message
+
+
+def test_data_with_nothing_to_train_on_are_refused():
+    message = refused(numbered(40, split="test"))
+    assert "nothing is left to train on" in message and "40 test" in message and "--data.train_domains" in message
+    assert "no domain has test rows" in refused([{"text": "x", "split": "validation"}])
+
+
+def test_validation_is_never_empty_where_train_can_spare_a_row():
+    rows = [*numbered(10, split="train"), {"text": "scored", "split": "test"}]
+    splits = split(rows, validation_fraction=0.0001)
+    assert splits.validation.num_rows == 1 and splits.train.num_rows == 9
+    assert "no row fell to validation by content" in splits.notes[0]
+    one = split([{"text": "only", "split": "train"}, {"text": "scored", "split": "test"}])
+    assert (one.train.num_rows, one.validation.num_rows) == (1, 0)
+
+
+def test_a_domain_of_twenty_rows_without_validation_is_noted():
+    scored = [{"text": f"scored {domain}", "domain": domain, "split": "test"} for domain in ("books", "dvd")]
+    held_out = [{"text": "held out", "split": "validation"}]
+    splits = split(
+        numbered(5, split="train") + held_out + numbered(20, "dvd", split="train") + scored, validation_fraction=1e-9
+    )
+    assert splits.notes == (
+        "dvd has 20 train rows and none in validation, so selection does not see it: raise --data.validation_fraction.",
+    )
+
+
+def test_caps_are_met_nested_repeatable_and_stratified():
+    rows = numbered(600, classes=3) + numbered(300, "dvd", classes=3)
+    chosen = {cap: texts(split(rows, max_train_examples=cap).train) for cap in (30, 90, 300)}
+    assert {cap: len(rows) for cap, rows in chosen.items()} == {30: 30, 90: 90, 300: 300}
+    assert set(chosen[30]) < set(chosen[90]) < set(chosen[300])
+    assert texts(split(rows, max_train_examples=90).train) == chosen[90]
+    assert set(texts(split(rows, seed=1, max_train_examples=90).train)) != set(chosen[90])
+    capped = split(rows, max_train_examples=90).train
+    strata = Counter(zip(capped["domain"], capped["label"], strict=True))
+    whole = split(rows).train
+    for stratum, count in Counter(zip(whole["domain"], whole["label"], strict=True)).items():
+        assert abs(strata[stratum] - 90 * count / whole.num_rows) <= 1.5, stratum
+    assert split(rows, max_train_examples=10_000).train.num_rows == whole.num_rows
+
+
+def test_a_cap_leaves_validation_and_test_alone():
+    full, capped = split(numbered(300)), split(numbered(300), max_train_examples=20)
+    assert texts(full.validation) == texts(capped.validation) and texts(full.test["books"]) == texts(
+        capped.test["books"]
+    )
+
+
+LEAKING = [
+    *numbered(40, split="train"),
+    {"text": "A text that stands twice", "split": "train"},
+    {"text": "a text that stands  twice", "split": "test"},
+    {"text": "held out and scored too", "split": "validation"},
+    {"text": "held out and scored too", "split": "test"},
+]
+
+
+def test_leaks_into_train_and_validation_are_counted_and_warned_about():
+    splits = split(LEAKING)
+    assert (splits.leaks.exact, splits.leaks.dropped) == (2, 0)
+    assert splits.train.num_rows == 41
+    assert "2 of 2 test examples also occur in train or validation (2 exactly, 0 nearly" in splits.notes[-1]
+    assert "--data.drop_leaks true" in splits.notes[-1]
+
+
+def test_drop_leaks_removes_the_twins_and_keeps_test():
+    splits = split(LEAKING, drop_leaks=True)
+    assert splits.leaks.exact == 2 and splits.leaks.dropped == 2
+    assert not set(texts(splits.train) + texts(splits.validation)) & {
+        "A text that stands twice",
+        "held out and scored too",
+    }
+    assert splits.test["books"].num_rows == 2 and "their 2 twins there were removed" in splits.notes[-1]
+
+
+def test_a_cap_is_met_after_leaks_are_dropped_and_leaks_are_counted_after_a_cap():
+    assert split(LEAKING, drop_leaks=True, max_train_examples=38).train.num_rows == 38
+    assert split(LEAKING[:42], max_train_examples=1).leaks.exact <= 1
+
+
+def test_data_whose_train_is_all_leaks_are_refused_with_drop_leaks():
+    rows = [{"text": "one", "split": "train"}, {"text": "one", "split": "test"}]
+    assert "nothing is left to train on once leaks are dropped" in refused(rows, drop_leaks=True)
+
+
+def test_labels_of_every_type_can_be_split():
+    for labels in (["a", "b"], [1, 2], [0.5, 1.5], [["a"], ["a", "b"]]):
+        rows = [{"text": f"text {i}", "label": labels[i % 2]} for i in range(60)]
+        assert split(rows, max_train_examples=20).train.num_rows == 20
+
+
+def test_the_splits_hold_every_column_of_the_table():
+    assert split(numbered(60)).train.column_names == ["example_id", "place", "domain", "split", "label", "text"]
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "fdu_mtl").is_dir(), reason=f"needs {SHARED}/data/fdu_mtl")
+def test_fdu_mtl_is_split_as_published_and_its_leak_is_reported():
+    from hf_transfer.sources import load_source
+
+    names = ("books", "dvd", "magazines")
+    data = DataConfig(source=str(SHARED / "data" / "fdu_mtl"), train_domains=names[:2], test_domains=names)
+    table = load_source(data)
+    assert table.rows.num_rows == 15_968 + 4_000 - 1  # one empty text
+    assert "train.parquet:13889" in table.notes[-1] and "unlabeled.parquet" in table.notes[0]
+    splits = split_by_domain(table, data, 0)
+    assert {name: rows.num_rows for name, rows in splits.test.items()} == dict.fromkeys(names, 400)
+    assert splits.train.num_rows + splits.validation.num_rows == 3_200
+    assert splits.leaks.exact > 0 and "also occur in train" in splits.notes[-1]

@@ -1,0 +1,270 @@
+"""The loop: a window's gradient is the mean over its targets however it is cut, and every other promise of train.py."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import make_checkpoint
+from torch.nn import functional
+from toy import encoded_rows, launch_two
+from transformers import AutoModelForSequenceClassification
+
+from hf_transfer.adapt import apply_strategy
+from hf_transfer.adapt.base import Stage
+from hf_transfer.batching import cut_window, share_window
+from hf_transfer.config import AdaptConfig, ModelConfig, TrainConfig
+from hf_transfer.errors import InputError, RunError
+from hf_transfer.pretrained import find_checkpoint, load_pretrained
+from hf_transfer.records import LabelSpace
+from hf_transfer.tasks import TASKS, bind
+from hf_transfer.train import Chooser, RunFolder, learn_window, plan_stages, train
+
+LABELS = {
+    "single_label": LabelSpace("single_label", ("a", "b", "c")),
+    "multi_label": LabelSpace("multi_label", ("a", "b", "c")),
+    "regression": LabelSpace("regression"),
+}
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients that it was asked to step with."""
+
+    def step(self, closure=None):
+        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+
+
+class Silent:
+    """A progress bar that nobody watches."""
+
+    def __init__(self):
+        self.notes = []
+
+    def advance(self, loss, learning_rate, examples):
+        pass
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def open_tiny(folder: Path, strategy: str = "full", labels: LabelSpace = LABELS["single_label"], **adapt):
+    config = ModelConfig(checkpoint=str(folder), dropout=0.0)
+    task = TASKS["classification"]
+    found = find_checkpoint(config)
+    pretrained = load_pretrained(config, found, task.auto_class, task.head(labels), False, seed=1)
+    return (
+        pretrained,
+        apply_strategy(pretrained, AdaptConfig(strategy=strategy, **adapt)),
+        bind(task, labels, pretrained.tokenizer),
+    )
+
+
+def rows_for(problem: str, count: int, vocabulary: int):
+    rows = encoded_rows(count, vocabulary, 3)
+    if problem == "multi_label":
+        return rows.map(lambda row: {"labels": [float(row["labels"] != i) for i in range(3)]})
+    return rows.map(lambda row: {"labels": row["labels"] * 0.7}) if problem == "regression" else rows
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("bert"))
+
+
+def reference_gradient(model, rows, problem):
+    """The mean loss over all targets from the plain forward, one example at a time, in double precision."""
+    model = copy.deepcopy(model).double().eval()
+    losses = []
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
+        target = torch.tensor([row["labels"]])
+        if problem == "single_label":
+            losses.append(functional.cross_entropy(logits, target))
+        elif problem == "multi_label":
+            losses.append(functional.binary_cross_entropy_with_logits(logits, target.double()))
+        else:
+            losses.append(functional.mse_loss(logits[:, 0], target.double()))
+    torch.stack(losses).mean().backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("problem", LABELS)
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_the_gradient_of_a_window_does_not_depend_on_the_micro_batches(checkpoint, problem, budget):
+    pretrained, adapted, functions = open_tiny(checkpoint, labels=LABELS[problem])
+    rows = rows_for(problem, 13, len(pretrained.tokenizer))
+    expected = reference_gradient(adapted.model, rows, problem)
+    recorder = Recorder(adapted.model.parameters(), lr=1.0)
+    batches = [(functions.make_batch(rows[piece]), True) for piece in cut_window(np.asarray(rows["length"]), budget)]
+    sums = learn_window(adapted.model, batches, functions.loss_function, recorder, 0.0, Accelerator())
+    assert (len(batches) == 13) == (budget == 1)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in expected))
+    difference = math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(recorder.seen, expected, strict=True)))
+    assert difference / norm < 1e-6
+    assert sums.gradient_norm == pytest.approx(norm, rel=1e-5)
+    assert sums.examples == 13
+    assert sums.tokens == sum(rows["length"])
+
+
+@pytest.mark.recipe
+def test_two_processes_take_the_same_gradient_as_one(checkpoint, tmp_path):
+    windows = [12, 13, 1]  # even, uneven, and one that leaves the second process with nothing but a filler
+    assert [len(share) for share in share_window(np.array([5]), 2)] == [1, 0]
+    launch_two(Path(__file__).parent / "two_processes.py", checkpoint, tmp_path / "g.pt", *windows)
+    found = torch.load(tmp_path / "g.pt", weights_only=True)
+    for window in windows:
+        pretrained, adapted, _ = open_tiny(checkpoint)
+        rows = encoded_rows(window, len(pretrained.tokenizer), 3)
+        expected = reference_gradient(adapted.model, rows, "single_label")
+        norm = math.sqrt(sum(float((g**2).sum()) for g in expected))
+        pairs = zip(found[window]["gradients"], expected, strict=True)
+        difference = math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs))
+        assert difference / norm < 1e-6
+        assert found[window]["examples"] == window
+
+
+def test_the_stock_model_loss_would_be_wrong_under_accumulation(checkpoint):
+    """Guards the reason for taking logits: mean losses of uneven micro-batches do not add up to the window's mean."""
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3).eval()
+    rows = encoded_rows(3, 40, 3)
+    whole = [model(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]])).loss for r in rows]
+    uneven = (torch.stack(whole[:2]).mean() + whole[2]) / 2
+    assert not math.isclose(float(uneven.detach()), float(torch.stack(whole).mean().detach()), rel_tol=1e-4)
+
+
+def run_training(checkpoint, folder, config, strategy="full", scores=None, examples=40, resume_from=None, **adapt):
+    pretrained, adapted, functions = open_tiny(checkpoint, strategy, **adapt)
+    rows = encoded_rows(examples, len(pretrained.tokenizer), 3)
+    values = iter(scores) if scores else None
+    calls = []
+
+    def validate(model):
+        calls.append(1)
+        return next(values) if values else -float(model(input_ids=torch.tensor([[2, 9, 3]])).logits.sum())
+
+    progress = Silent()
+    chooser = Chooser("in_domain_validation", "accuracy", True, validate)
+    run_folder = RunFolder(folder / "log.jsonl", folder / "checkpoints", {"seed": 0}, resume_from)
+    result = train(adapted, rows, functions, chooser, Accelerator(), config, run_folder, 0, progress)
+    return result, adapted, progress
+
+
+def parameters_of(adapted):
+    return {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
+
+
+def test_the_best_step_is_put_back_and_its_score_is_checked(checkpoint, tmp_path):
+    config = TrainConfig(epochs=3, window_size=10, learning_rate=1e-2, schedule="constant", warmup_fraction=0.0)
+    result, whole, _ = run_training(checkpoint, tmp_path / "a", config, scores=[0.5, 0.9, 0.7, 0.9])
+    assert (result.selection.step, result.selection.value) == (8, 0.9)
+    _, until_best, _ = run_training(checkpoint, tmp_path / "b", replace(config, epochs=2.0), scores=[0.5, 0.9])
+    wanted = parameters_of(until_best)
+    assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(whole).items())
+
+
+def test_a_restored_step_that_scores_otherwise_ends_the_run(checkpoint, tmp_path):
+    config = TrainConfig(epochs=2, window_size=10)
+    with pytest.raises(RunError, match=r"put back, but score accuracy 0\.4 where 0\.9 was recorded"):
+        run_training(checkpoint, tmp_path, config, scores=[0.9, 0.5, 0.4])
+
+
+def test_training_stops_early_after_patience_validations(checkpoint, tmp_path):
+    config = TrainConfig(epochs=9, window_size=10, patience=2)
+    result, _, progress = run_training(checkpoint, tmp_path, config, scores=[0.5, 0.6, 0.6, 0.6, 0.6])
+    assert result.stopped_early
+    assert result.steps == 16
+    assert "stopping early: no better accuracy in 2 validations" in progress.notes
+
+
+def test_the_log_has_one_record_per_step(checkpoint, tmp_path):
+    result, _, _ = run_training(checkpoint, tmp_path, TrainConfig(epochs=1.5, window_size=10))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert sum(line["tokens"] for line in lines) == result.tokens
+    expected = {"step", "loss", "learning_rate", "gradient_norm", "examples", "tokens", "padding_tokens", "seconds"}
+    assert set(lines[0]) == expected
+
+
+def test_a_window_without_finite_gradient_is_skipped_counted_and_in_the_end_stops(checkpoint, tmp_path):
+    pretrained, adapted, functions = open_tiny(checkpoint)
+    with torch.no_grad():
+        dict(adapted.model.named_parameters())["classifier.bias"].fill_(math.inf)
+    before = parameters_of(adapted)
+    chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
+    folder = RunFolder(tmp_path / "log.jsonl", tmp_path / "checkpoints")
+    with pytest.raises(RunError, match="no finite gradient in 3 windows in a row, up to step 3"):
+        rows = encoded_rows(40, len(pretrained.tokenizer), 3)
+        train(adapted, rows, functions, chooser, Accelerator(), TrainConfig(window_size=10), folder, 0, Silent())
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [True, True, True]
+    assert all(torch.equal(p, before[name]) for name, p in parameters_of(adapted).items())
+
+
+@pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "probe"])
+def test_a_resumed_run_equals_the_uninterrupted_one(checkpoint, tmp_path, strategy):
+    config = TrainConfig(epochs=3, window_size=10, checkpoint_steps=5, learning_rate=1e-3)
+    adapt = {"freeze": "1"} if strategy == "freeze" else {}
+    whole, expected, _ = run_training(checkpoint, tmp_path / "whole", config, strategy, **adapt)
+    run_training(checkpoint, tmp_path / "cut", config, strategy, **adapt)
+    resume_from = tmp_path / "cut" / "checkpoints" / "step-5"
+    again, found, progress = run_training(
+        checkpoint, tmp_path / "cut", config, strategy, resume_from=resume_from, **adapt
+    )
+    assert progress.notes[0] == "continuing after step 5 of 12"
+    wanted = parameters_of(expected)
+    assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(found).items())
+    without_time = [{k: v for k, v in record.items() if k != "seconds"} for record in whole.history]
+    assert [{k: v for k, v in record.items() if k != "seconds"} for record in again.history] == without_time
+
+    def log(name):
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+    assert log("cut") == log("whole")
+
+
+def test_a_run_with_several_stages_resumes_inside_the_second(checkpoint, tmp_path):
+    config = TrainConfig(epochs=2, window_size=10, checkpoint_steps=7, learning_rate=1e-3)
+    _, expected, _ = run_training(checkpoint, tmp_path / "whole", config, head_first=True)
+    run_training(checkpoint, tmp_path / "cut", config, head_first=True)
+    resume_from = tmp_path / "cut" / "checkpoints" / "step-7"
+    _, found, _ = run_training(checkpoint, tmp_path / "cut", config, resume_from=resume_from, head_first=True)
+    wanted = parameters_of(expected)
+    assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(found).items())
+
+
+def test_a_checkpoint_of_another_run_is_refused(checkpoint, tmp_path):
+    config = TrainConfig(epochs=1, window_size=10, checkpoint_steps=2)
+    run_training(checkpoint, tmp_path, config)
+    state = tmp_path / "checkpoints" / "step-4" / "state.json"
+    state.write_text(state.read_text().replace('"identity": {"seed": 0}', '"identity": {"seed": 7}'))
+    with pytest.raises(InputError, match="belongs to another run \\(seed was 7, now 0\\)"):
+        run_training(checkpoint, tmp_path, config, resume_from=state.parent)
+
+
+def test_parameters_that_the_output_does_not_use_are_frozen_and_named(checkpoint, tmp_path):
+    pretrained, adapted, functions = open_tiny(checkpoint)
+    adapted.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(3)))
+    progress = Silent()
+    chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
+    folder = RunFolder(tmp_path / "log.jsonl", tmp_path / "checkpoints")
+    rows = encoded_rows(20, len(pretrained.tokenizer), 3)
+    train(adapted, rows, functions, chooser, Accelerator(), TrainConfig(max_steps=1), folder, 0, progress)
+    assert progress.notes[0] == "1 parameters take no part in the output and stay as they are: idle"
+
+
+def test_stages_are_laid_end_to_end():
+    head, thaw, rest = Stage("head", (), 1.0, own_schedule=True), Stage("thaw 0", (), 1.0), Stage("thaw 1", ())
+    plans = plan_stages((head, thaw, rest), 100, TrainConfig(epochs=3, window_size=10))
+    assert [(p.first_step, p.steps, p.schedule_first, p.schedule_steps) for p in plans] == [
+        (0, 10, 0, 10),
+        (10, 10, 10, 30),
+        (20, 20, 10, 30),
+    ]
+    plans = plan_stages((thaw, thaw, rest), 100, TrainConfig(epochs=1, window_size=10))
+    assert [(p.first_step, p.steps) for p in plans] == [(0, 10)]
