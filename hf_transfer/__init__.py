@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     )
     from hf_transfer.errors import InputError, RunError
     from hf_transfer.loading import LoadedModel, load
+    from hf_transfer.page import RunResult, run
     from hf_transfer.pretrained import find_checkpoint, load_pretrained
-    from hf_transfer.run import RunResult, run
     from hf_transfer.sources import load_source
     from hf_transfer.splits import split_by_domain
 
 _HOMES = {
-    "run": "run",
-    "RunResult": "run",
+    "run": "page",
+    "RunResult": "page",
     "load": "loading",
     "LoadedModel": "loading",
     "RunConfig": "config",

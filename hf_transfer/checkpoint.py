@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -52,7 +53,8 @@ def save_best(folder: Path, model: nn.Module, names: Iterable[str], accelerator:
 
 def load_best(folder: Path, model: nn.Module, accelerator: Accelerator) -> None:
     """Put the parameters of the best step back."""
-    write_parameters(accelerator.unwrap_model(model), load_file(folder / "best" / "parameters.safetensors"))
+    best = folder / "best" if (folder / "best").is_dir() else folder / "best.old"  # died between two renames
+    write_parameters(accelerator.unwrap_model(model), load_file(best / "parameters.safetensors"))
 
 
 def save_checkpoint(
@@ -73,7 +75,9 @@ def save_checkpoint(
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         record = {"state": dataclasses.asdict(state), "identity": dict(identity), "scaler": scaler}
         _write_folder(folder / f"step-{state.step}", tensors, record)
-        for old in _checkpoints(folder)[keep:]:
+        # those of later steps belong to a run that this one was continued in place of: they never push a good one out
+        written = [path for path in _checkpoints(folder) if _step_of(path) <= state.step]
+        for old in written[keep:]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
@@ -91,7 +95,7 @@ def find_checkpoint_to_resume(folder: Path, resume: str | None) -> tuple[Path | 
         if damage:
             raise InputError(f"--train.resume {resume}: {damage}. Give a complete step-N folder, or auto.")
         return Path(resume), []
-    notes = []
+    notes: list[str] = []
     for candidate in _checkpoints(folder):
         damage = _damage(candidate)
         if not damage:
@@ -163,7 +167,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", copy=True).contiguous()
 
 
-def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def _like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
     """``tensor`` on the device of ``parameter``, sharded the same way."""
     tensor = tensor.to(parameter.device)
     if hasattr(parameter, "device_mesh"):
@@ -176,7 +180,11 @@ def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 def _checkpoints(folder: Path) -> list[Path]:
     """``step-N`` folders, newest first."""
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
@@ -193,11 +201,12 @@ def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mappin
             _flush(path)
         old = target.with_name(target.name + ".old")
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by a process that died just here
             target.replace(old)
         temporary.replace(target)
         _flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the latter while tensors are written
         raise RunError(f"checkpoint {target} could not be written ({error}): the previous one is untouched.") from error
 
 
@@ -211,7 +220,11 @@ def _damage(path: Path) -> str:
             file = path / Path(name).name
             if not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
                 return f"{name} is missing or changed"
-    except (ValueError, TypeError, OSError) as error:
+        if "parameters.safetensors" not in manifest or "state.json" not in manifest:
+            return "its manifest does not list parameters.safetensors and state.json"
+        if "state" not in json.loads((path / "state.json").read_text(encoding="utf-8")):
+            return "it holds parameters only, without the state of training"
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         return f"its manifest is unreadable ({error})"
     return ""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.version import __version__
@@ -31,29 +31,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `hf-transfer`; exits with 0 done, 1 failed, 2 refused input."""
     words = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "run": lambda rest: _run(rest, {}, "hf-transfer run"),
+        "run": _run,
         "predict": _predict,
     }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
     elif words[0] == "--version":
         print(f"hf-transfer-learning {__version__}")
-    elif words[0] in commands:
-        _guard(lambda: commands[words[0]](words[1:]))
     else:
-        _guard(lambda: _refuse(f"there is no command {words[0]!r}: use run or predict."))
+        with exit_codes():
+            if words[0] not in commands:
+                raise InputError(f"there is no command {words[0]!r}: use run or predict.")
+            commands[words[0]](words[1:])
 
 
-def run_recipe(defaults: Mapping[str, Any]) -> None:
-    """Read the command line of a recipe on top of its ``defaults``, and run."""
-    _guard(lambda: _run(sys.argv[1:], defaults, Path(sys.argv[0]).name))
-
-
-def _run(words: Sequence[str], defaults: Mapping[str, Any], prog: str) -> None:
+def _run(words: Sequence[str]) -> None:
     from hf_transfer.config import load_config
 
-    config = load_config(words, prog, defaults)
-    from hf_transfer.run import run
+    config = load_config(words, "hf-transfer run")
+    from hf_transfer.page import run
 
     run(config)
 
@@ -88,14 +84,11 @@ def _predict(words: Sequence[str]) -> None:
     print(f"{count:,} rows labelled: {given.output}")
 
 
-def _refuse(message: str) -> None:
-    raise InputError(message)
-
-
-def _guard(command: Callable[[], None]) -> None:
-    """Run ``command``; say what went wrong in plain words, once, and leave with its exit code."""
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Say what went wrong inside in plain words, once, and leave with its exit code."""
     try:
-        command()
+        yield
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":  # every process finds the same problems
             print(f"hf-transfer: {len(error.problems)} problem{'s' * (len(error.problems) > 1)}", file=sys.stderr)

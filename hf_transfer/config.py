@@ -2,7 +2,8 @@
 
 Reading order of a command line: the task's defaults, then the YAML file of ``--config``, then the flags, wherever
 they stand. Unknown names are refused with the nearest known ones; problems of meaning are collected and reported
-together, before anything is loaded. jsonargparse is imported only here, and only when a command line is read.
+together, before anything is loaded. jsonargparse is imported only here, and only when a command line is read; it
+reads numbers, switches and choices, while text is taken as it is written, because YAML would make "#" or "~" nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
+import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +24,7 @@ from hf_transfer.errors import InputError
 
 STRATEGIES = ("probe", "freeze", "lora", "full")
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SWITCH_WORDS = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class DataConfig:
             found.append(
                 f"--data.near_duplicate_threshold must lie in (0, 1], found {self.near_duplicate_threshold}: try 0.8."
             )
+        if self.label_separator == "":
+            found.append("--data.label_separator is empty, which splits nothing: give a character such as |, or null.")
         found += _at_least("data", self, {"max_length": 8, "max_train_examples": 1})
         for name in ("label_names", "train_domains", "test_domains"):
             repeated = sorted({item for item in getattr(self, name) if getattr(self, name).count(item) > 1})
@@ -145,7 +151,7 @@ class AdaptConfig:
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
         found = _at_least("adapt", self, {"lora_rank": 1})
-        if self.lora_alpha <= 0:
+        if not 0 < self.lora_alpha < math.inf:
             found.append(f"--adapt.lora_alpha must be over 0, found {self.lora_alpha}: try twice the rank.")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"--adapt.lora_dropout must lie in [0, 1), found {self.lora_dropout}: try 0.05.")
@@ -156,7 +162,7 @@ class AdaptConfig:
             )
         if self.head_first and self.strategy == "probe":
             found.append("--adapt.head_first does nothing with --adapt.strategy probe: choose freeze, lora or full.")
-        if self.head_first and self.head_first_epochs <= 0:
+        if self.head_first and not 0 < self.head_first_epochs < math.inf:
             found.append(f"--adapt.head_first_epochs must be over 0, found {self.head_first_epochs}: try 1.")
         if self.gradual_unfreezing and self.strategy != "freeze":
             found.append(
@@ -233,12 +239,19 @@ class TrainConfig:
                 "max_gradient_norm": 0,
             },
         )
-        if self.epochs <= 0:
-            found.append(f"--train.epochs must be over 0, found {self.epochs}: try 3.")
+        if not 0 < self.epochs < math.inf:
+            found.append(f"--train.epochs must be over 0 and finite, found {self.epochs}: try 3.")
         for name in ("learning_rate", "head_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < 1:
                 found.append(f"--train.{name} must lie between 0 and 1, found {rate}: try 5e-5 for the body.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(
+                    f"--train.{name} must lie in [0, 1), found {getattr(self, name)}: leave it at its default."
+                )
+        if not 0 < self.adam_epsilon < 1:
+            found.append(f"--train.adam_epsilon must lie between 0 and 1, found {self.adam_epsilon}: try 1e-8.")
         if not 0 < self.layer_decay <= 1:
             found.append(f"--train.layer_decay must lie in (0, 1], found {self.layer_decay}: try 0.9.")
         if not 0 <= self.warmup_fraction < 1:
@@ -323,7 +336,17 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Everything in any section that cannot work, each with value, place and remedy."""
-        found = []
+        kinds = _kinds()
+        found = [
+            f"--{name} must be {_in_words(kinds[name])}, found {value!r}."
+            for name, value in flatten(self).items()
+            if not _fits(value, kinds[name])
+        ]
+        if found:  # the checks below compare numbers with numbers
+            return found
+        for name in ("data.source", "model.checkpoint", "output_dir"):
+            if flatten(self)[name] == "":
+                found.append(f"--{name} is empty: give a value, or leave it out for the default.")
         for section in (self.data, self.model, self.adapt, self.train, self.evaluate, self.publish):
             found += section.problems()
         if self.publish.export == "merged" and self.adapt.strategy != "lora":
@@ -336,9 +359,10 @@ class RunConfig:
         return found
 
 
-# Hugging Face users' names -> ours. "" means that the idea has no flag here; the text says why.
+# Hugging Face users' names -> ours
 RENAMED = {
     "learning_rate": "train.learning_rate",
+    "lr": "train.learning_rate",
     "num_train_epochs": "train.epochs",
     "max_steps": "train.max_steps",
     "per_device_train_batch_size": "train.window_size",
@@ -401,18 +425,15 @@ def load_config(argv: Sequence[str], prog: str, defaults: Mapping[str, Any] | No
         InputError: unknown names (with the nearest known ones), unreadable values, or settings that cannot work;
             all of one kind at once.
     """
-    flat_defaults = {name: value for name, value in flatten(RunConfig()).items()}
-    flags, file_name = _split_argv(argv, flat_defaults)
-    # the file's values go through the same reader as flags, in front of them, so that flags win
-    from_file = _as_flags(_read_yaml(file_name, flat_defaults)) if file_name else []
-    parser = _build_parser(prog, {**flat_defaults, **(defaults or {})})
-    try:
-        parsed = parser.parse_args(from_file + flags).as_dict()
-    except Exception as error:  # jsonargparse wraps whatever went wrong in argparse's or its own error type
-        raise InputError(_readable(str(error))) from None
-    print_config = parsed.pop("print_config")
-    config = check_config(from_nested(parsed))
-    if print_config:
+    kinds = _kinds()
+    values = {**flatten(RunConfig()), **(defaults or {})}
+    flags, switches, file_name = _read_flags(argv, kinds)
+    from_file = _read_yaml(file_name, kinds) if file_name is not None else {}
+    if {"-h", "--help"} & set(switches):
+        _build_parser(prog, values).parse_args(["--help"])
+    values |= _read_values(from_file | flags, kinds, lambda: _build_parser(prog, values))
+    config = check_config(_from_flat(values))
+    if "--print_config" in switches:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
@@ -436,6 +457,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + item.name] = value
     return flat
+
+
+def _from_flat(values: Mapping[str, Any]) -> RunConfig:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, field_name = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[field_name] = value
+    return from_nested(nested)
 
 
 def from_nested(sections: Mapping[str, Any]) -> RunConfig:
@@ -497,114 +526,226 @@ def _at_least(section: str, record: Any, floors: Mapping[str, float]) -> list[st
     found = []
     for name, floor in floors.items():
         value = getattr(record, name)
-        if value is not None and value < floor:
+        if value is not None and not floor <= value < math.inf:
             found.append(f"--{section}.{name} must be {floor} or more, found {value}.")
     return found
 
 
-def _unknown(name: str, known: Sequence[str], shown: str) -> str:
-    if name in RENAMED:
-        return f"{shown} is called --{RENAMED[name]} here: run with --help for its meaning."
-    close = nearest(name, known)
+def _kinds(record: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all fields and their types."""
+    kinds: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(record).items():
+        kinds |= _kinds(kind, f"{name}.") if dataclasses.is_dataclass(kind) else {prefix + name: kind}  # type: ignore[arg-type]
+    return kinds
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, else the type itself."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple
+
+
+def _is_optional_text(kind: Any) -> bool:
+    return set(_choices(kind)) == {str, types.NoneType}
+
+
+def _options(kind: Any) -> tuple[str, ...]:
+    """The words that a field may hold; () where it may hold others."""
+    return tuple(
+        word for choice in _choices(kind) if typing.get_origin(choice) is Literal for word in typing.get_args(choice)
+    )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether ``value`` is of the type ``kind``, a list counting as a tuple and a whole number as a float."""
+    for choice in _choices(kind):
+        if typing.get_origin(choice) is Literal:
+            ok = isinstance(value, str) and value in _options(choice)
+        elif _is_list(choice):
+            ok = isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value)
+        elif choice in (int, float):
+            ok = isinstance(value, (int, choice)) and not isinstance(value, bool)
+        else:
+            ok = isinstance(value, choice)
+        if ok:
+            return True
+    return False
+
+
+def _in_words(kind: Any) -> str:
+    """What a field expects, for a message."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    parts = [f"one of {', '.join(_options(kind))}"] if _options(kind) else []
+    parts += ["a list of names"] if _is_list(kind) else []
+    return " or ".join([*parts, *(words[choice] for choice in _choices(kind) if choice in words)])
+
+
+def _unknown(name: str, known: Iterable[str], shown: str) -> str:
+    renamed = RENAMED.get(name) or RENAMED.get(name.rpartition(".")[2])
+    if renamed:
+        return f"{shown} is called --{renamed} here: run with --help for its meaning."
+    close = nearest(name, list(known))
     hint = f"did you mean {', '.join('--' + item for item in close.split(', '))}?" if close else "see --help for all."
     return f"{shown} is not a setting: {hint}"
 
 
-def _list_names() -> set[str]:
-    return {name for name, value in flatten(RunConfig()).items() if isinstance(value, tuple)}
-
-
-def _split_argv(argv: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Check flag names, take ``--config`` out, and write lists and switches in the form that the parser reads."""
-    flags: list[str] = []
+def _read_flags(argv: Sequence[str], kinds: Mapping[str, Any]) -> tuple[dict[str, str | None], list[str], str | None]:
+    """Values by name as they are written (None for a null in place of text), the switches ``--help`` and ``--print_config``, and the file's name."""
+    given: dict[str, str | None] = {}
+    switches: list[str] = []
     problems: list[str] = []
     file_name = None
     queue = list(argv)
     while queue:
         word = queue.pop(0)
         if word in ("-h", "--help", "--print_config"):
-            flags.append(word)
+            switches.append(word)
             continue
         if not word.startswith("--"):
             problems.append(f"{word!r} stands alone: settings are written --section.field value.")
             continue
         name, equals, value = word[2:].partition("=")
-        if name != "config" and name not in known:
-            problems.append(_unknown(name, list(known), f"--{name}"))
+        if name != "config" and name not in kinds:
+            problems.append(_unknown(name, kinds, f"--{name}"))
             if not equals and queue and not queue[0].startswith("--"):
                 queue.pop(0)
             continue
         if not equals:
             if queue and not queue[0].startswith("--"):
                 value = queue.pop(0)
-            elif isinstance(known.get(name), bool):
+            elif kinds.get(name) is bool:
                 value = "true"
             else:
-                problems.append(f"--{name} needs a value, as in --{name} {_example(known.get(name))}.")
+                example = _in_words(kinds[name]) if name in kinds else "the path of a YAML file"
+                problems.append(f"--{name} needs a value: {example}.")
                 continue
-        if name == "config":
+        if name != "config":
+            given[name] = None if value == "null" and _is_optional_text(kinds[name]) else value
+        elif file_name is None:
             file_name = value
         else:
-            flags.append(f"--{name}={_listed(value) if name in _list_names() else value}")
+            problems.append(f"--config stands twice ({file_name}, {value}): put all settings into one file.")
     if problems:
         raise InputError(problems)
-    return flags, file_name
+    return given, switches, file_name
 
 
-def _example(default: Any) -> str:
-    return str(default) if default not in (None, (), "") else "VALUE"
-
-
-def _listed(value: str) -> str:
-    """``books,dvd`` and ``[books, dvd]`` as a JSON list of strings."""
-    inner = value.strip()
-    if inner.startswith("[") and inner.endswith("]"):
-        inner = inner[1:-1]
-    items = [item.strip().strip("\"'") for item in inner.split(",")]
-    return json.dumps([item for item in items if item], ensure_ascii=False)
-
-
-def _read_yaml(file_name: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names and values of a YAML file; lists may be written as comma-separated strings."""
+def _read_yaml(file_name: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names and values of a YAML file: text as it is written, None, or lists and mappings of these."""
     import yaml
 
+    class TextLoader(yaml.SafeLoader):
+        """Reads no numbers, dates and switches: the label ``no`` stays ``no``, the revision ``0012`` stays ``0012``."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+                    problem = f"`{key.value}` stands twice, and the second would replace the first"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            return super().construct_mapping(node, deep)
+
+    TextLoader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     try:
-        loaded = yaml.safe_load(Path(file_name).read_text(encoding="utf-8"))
+        loaded = yaml.load(Path(file_name).read_text(encoding="utf-8"), TextLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {file_name} cannot be read ({error}): give the path of a YAML file.") from None
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"--config {file_name}{line} is not YAML: {getattr(error, 'problem', error)}.") from None
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        cause = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"--config {file_name}{line} is not readable YAML: {cause}.") from None
+    except (ValueError, RecursionError) as error:  # a value that its tag does not fit, a thousand open brackets
+        raise InputError(f"--config {file_name} is not readable YAML: {error}.") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise InputError(f"--config {file_name} holds a {type(loaded).__name__}: write `section:` and fields below it.")
     flat: dict[str, Any] = {}
     problems = []
-    sections = {name.split(".")[0] for name in known if "." in name}
+    sections = {name.split(".")[0] for name in kinds if "." in name}
     for key, value in loaded.items():
-        if key in sections:
-            if value is not None and not isinstance(value, dict):
-                problems.append(f"{file_name}: `{key}` must hold fields, found {value!r}.")
-                continue
+        if key not in sections:
+            flat[str(key)] = value
+        elif value is None or isinstance(value, dict):
             flat.update({f"{key}.{name}": item for name, item in (value or {}).items()})
         else:
-            flat[str(key)] = value
-    for name in list(flat):
-        if name not in known:
-            problems.append(_unknown(name, list(known), f"{file_name}: `{name}`"))
-        elif name in _list_names():
-            value = flat[name] if flat[name] is not None else []
-            flat[name] = [str(item) for item in (value if isinstance(value, list) else json.loads(_listed(str(value))))]
+            problems.append(f"{file_name}: `{key}` must hold fields, found {value!r}.")
+    problems += [_unknown(name, kinds, f"{file_name}: `{name}`") for name in flat if name not in kinds]
     if problems:
         raise InputError(problems)
     return flat
 
 
-def _as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Values of a file as the flags that would set them."""
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+def _read_values(given: Mapping[str, Any], kinds: Mapping[str, Any], build_parser: Callable[[], Any]) -> dict[str, Any]:
+    """The ``given`` values as what their fields hold; all unreadable ones are reported together."""
+    values: dict[str, Any] = {}
+    to_parse: dict[str, str] = {}
+    unreadable = []
+    for name, raw in given.items():
+        kind = kinds[name]
+        if _is_list(kind) or kind is str or _is_optional_text(kind):
+            values[name] = _read_list(raw) if _is_list(kind) else raw
+            if not _fits(values[name], kind):
+                unreadable.append(name)
+        elif kind is bool and isinstance(raw, str):
+            to_parse[name] = SWITCH_WORDS.get(raw.lower(), raw)
+        else:
+            to_parse[name] = raw if isinstance(raw, str) else json.dumps(raw, default=str)
+    parser: Any = build_parser() if to_parse else None  # half a second, mostly for its import
+    parsed: dict[str, Any] = {}
+    while to_parse:
+        try:
+            parsed = parser.parse_args([f"--{name}={raw}" for name, raw in to_parse.items()]).as_dict()
+            break
+        except Exception as error:  # jsonargparse wraps whatever went wrong in argparse's or its own error type
+            # it stops at the first one: note that, and ask about the others
+            found = re.search(r'Parser key "([^"]+)"', str(error))
+            if not found or found.group(1) not in to_parse:
+                raise InputError(" ".join(str(error).split())) from None
+            del to_parse[found.group(1)]
+            unreadable.append(found.group(1))
+    if unreadable:
+        raise InputError([_unreadable(name, given[name], kinds[name]) for name in given if name in unreadable])
+    for name in to_parse:
+        section, _, last = name.rpartition(".")
+        values[name] = parsed[section][last] if section else parsed[last]
+    return values
+
+
+def _unreadable(name: str, raw: Any, kind: Any) -> str:
+    close = difflib.get_close_matches(str(raw), _options(kind), 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    found = "null" if raw is None else raw if isinstance(raw, str) else json.dumps(raw, default=str)
+    return f"--{name} is unreadable: expected {_in_words(kind)}, found {found!r}.{hint} See --help for its meaning."
+
+
+def _read_list(raw: Any) -> Any:
+    """``books,dvd`` and ``[books, dvd]`` as a tuple of names; what is neither comes back as it is.
+
+    Brackets are YAML, so that a quoted name may hold a comma: ``["Home, Garden", dvd]``.
+    """
+    import yaml
+
+    if raw is None:
+        return ()
+    if isinstance(raw, str) and raw.strip().startswith("["):
+        try:
+            raw = yaml.load(raw, yaml.BaseLoader)
+        except (yaml.YAMLError, RecursionError):
+            return raw
+    elif isinstance(raw, str):
+        items = [item.strip() for item in raw.split(",")]
+        quoted = [len(item) > 1 and item[0] == item[-1] and item[0] in "\"'" for item in items]
+        raw = [item[1:-1] if is_quoted else item for item, is_quoted in zip(items, quoted, strict=True)]
+        return tuple(item for item in raw if item)
+    return tuple(raw) if isinstance(raw, list) else raw
 
 
 def _build_parser(prog: str, values: Mapping[str, Any]) -> Any:
@@ -622,14 +763,3 @@ def _build_parser(prog: str, values: Mapping[str, Any]) -> Any:
     parser.add_class_arguments(RunConfig)
     parser.set_defaults(dict(values))
     return parser
-
-
-def _readable(message: str) -> list[str]:
-    """A parser's complaint as one sentence per line, with the flag's name in front."""
-    found = re.search(r'Parser key "([^"]+)"[^:]*:\s*(.*)', message, re.DOTALL)
-    if not found:
-        return [" ".join(message.split())]
-    detail = " ".join(found.group(2).split())
-    detail = re.sub(r"<class '(\w+)'>", r"\1", detail)
-    detail = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", detail)
-    return [f"--{found.group(1)} is unreadable: {detail}. See --help for its meaning."]

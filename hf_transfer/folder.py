@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from hf_transfer.checkpoint import find_checkpoint_to_resume
+from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume
 from hf_transfer.config import RunConfig, to_yaml
 from hf_transfer.errors import InputError
 from hf_transfer.train import RunFolder
 
 OUTPUTS = ("results.json", "report.md", "log.jsonl", "config.yaml", "model", "merged", "checkpoints")
-# settings that may change between a stop and its continuation without changing a number
-FREE_TO_CHANGE = {"checkpoint_steps", "keep_checkpoints", "resume", "tokens_per_micro_batch"}
+# settings that may change between a stop and its continuation without changing a number; where data come from may
+# change as well, since the fingerprint of their contents may not
+FREE_TO_CHANGE = {"checkpoint_steps", "keep_checkpoints", "resume", "tokens_per_micro_batch", "source", "subset"}
 
 
 def check_output_dir(config: RunConfig) -> Path:
     """The output folder, if a run may write there; nothing is created.
 
     Raises:
-        InputError: it holds a finished run and ``overwrite`` is off, or it cannot be written.
+        InputError: ``overwrite`` is off and it holds a finished run, or files of other origin that bear the names of a
+            run's; or it cannot be written.
     """
     folder = Path(config.output_dir)
     if (folder / "results.json").exists() and not config.overwrite:
         raise InputError(
             f"--output_dir {folder} already holds a finished run (results.json): choose another folder, or pass "
             "--overwrite to replace it."
+        )
+    taken = [name for name in OUTPUTS if os.path.lexists(folder / name)]
+    if taken and not config.overwrite and not _is_of_a_run(folder):
+        raise InputError(
+            f"--output_dir {folder} holds {', '.join(taken)}, which no run has left there (its config.yaml is missing "
+            "or of another kind) and which a run would replace: choose another folder, or pass --overwrite."
         )
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
@@ -43,9 +53,15 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     """Clear what an earlier run left (its checkpoints stay where this run continues from them) and write the config.
 
     Returns where training writes, and sentences about damaged checkpoints.
+
+    Raises:
+        InputError: a checkpoint to resume that is absent, damaged or of another run; nothing has been changed.
     """
     folder = Path(config.output_dir)
     resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
+    identity = {"fingerprint": fingerprint, "seed": config.seed, **_deciding(config)}
+    if resume_from is not None:
+        check_identity(resume_from, identity)
     accelerator.wait_for_everyone()  # all have looked before anything goes
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,19 +69,35 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
             if resume_from is not None and name in ("checkpoints", "log.jsonl"):
                 continue
             path = folder / name
-            if path.is_dir():
+            if name == "config.yaml":  # replaced below: it marks the folder as a run's, so it must never be missing
+                continue
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     accelerator.wait_for_everyone()
-    identity = {"fingerprint": fingerprint, "seed": config.seed, **_deciding(config)}
     return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Whether ``config.yaml`` has the sections that a run writes, in that order."""
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.findall(r"^(\w+):", text, re.MULTILINE) == [item.name for item in dataclasses.fields(RunConfig)]
 
 
 def _deciding(config: RunConfig) -> dict[str, object]:
     """Settings that decide the numbers of a run, flat."""
-    sections = {"model": config.model, "adapt": config.adapt, "train": config.train, "evaluate": config.evaluate}
+    sections: dict[str, Any] = {
+        "data": config.data,
+        "model": config.model,
+        "adapt": config.adapt,
+        "train": config.train,
+        "evaluate": config.evaluate,
+    }
     return {
         f"{section}.{name}": value
         for section, record in sections.items()

@@ -42,7 +42,15 @@ def choose_precision(wanted: str, model_type: str) -> str:
         InputError: see ``start_processes``.
     """
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
+        "1",
+        "true",
+        "yes",
+        "y",
+        "t",
+        "on",
+    )  # as accelerate does
+    on_gpu = torch.cuda.is_available() and not on_cpu
     if wanted == "auto":
         if launcher in ("bf16", "fp16"):
             wanted = launcher

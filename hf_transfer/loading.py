@@ -118,7 +118,7 @@ def load(path: str | Path, device: str | None = None) -> LoadedModel:
         raise InputError(f"{path} holds neither config.json nor adapter_config.json: it is not a saved model.")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)  # type: ignore[arg-type]
+    return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)
 
 
 def _load_full(folder: Path) -> tuple[PreTrainedModel, LabelSpace, int]:

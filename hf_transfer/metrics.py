@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import sparse, stats
-from sklearn import metrics as sklearn_metrics
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    precision_score,
+    recall_score,
+    root_mean_squared_error,
+)
 
 from hf_transfer.config import nearest
 from hf_transfer.errors import InputError
@@ -40,10 +48,10 @@ class Metric:
 
     name: str
     """What config, results and report call it."""
-    meaning: str
-    """One sentence for reports."""
     problems: tuple[Problem, ...]
     """Kinds of prediction that it can score."""
+    meaning: str
+    """One sentence for reports."""
     score: Score
     """``(reference [n, ...], predicted [n, ...]) -> value``; nan where undefined."""
     weighted: Weighted
@@ -182,13 +190,15 @@ def _unknown(name: str, known: Sequence[str], all_are: str) -> str:
 
 def _features(metric: Metric) -> Any:
     """Types of a module's inputs; one set for each form that the metric takes."""
-    from datasets import Features, Sequence, Value
+    import datasets
 
+    whole, real = datasets.Value("int64"), datasets.Value("float64")
     if metric.reads == "probabilities":
         # float32 as in Predictions: clipping happens at its precision
-        return Features({"predictions": Sequence(Value("float32")), "references": Value("int64")})
-    number = {"single_label": Value("int64"), "multi_label": Sequence(Value("int64")), "regression": Value("float64")}
-    forms = [Features({"predictions": number[it], "references": number[it]}) for it in metric.problems]
+        row = datasets.Sequence(datasets.Value("float32"))
+        return datasets.Features({"predictions": row, "references": whole})
+    number = {"single_label": whole, "multi_label": datasets.Sequence(whole), "regression": real}
+    forms = [datasets.Features({"predictions": number[it], "references": number[it]}) for it in metric.problems]
     return forms if len(forms) > 1 else forms[0]
 
 
@@ -287,7 +297,7 @@ def _f1(hits: np.ndarray, guessed: np.ndarray, actual: np.ndarray) -> np.ndarray
 def _mcc(reference: np.ndarray, predicted: np.ndarray) -> float:
     if len(np.union1d(reference, predicted)) == 1:
         return 0.0  # scikit-learn's value as well, but with a warning about the shape of a matrix nobody asked for
-    return float(sklearn_metrics.matthews_corrcoef(reference, predicted))
+    return float(matthews_corrcoef(reference, predicted))
 
 
 def _mcc_resampled(counts: np.ndarray, reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -396,119 +406,58 @@ def _correlation(counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.
     return np.clip(r, -1.0, 1.0)
 
 
-def _class_metric(name: str, meaning: str, function: Callable[..., float], rate: Rate, *problems: Problem) -> Metric:
+def _class_metric(name: str, problems: tuple[Problem, ...], meaning: str, function: Callable, rate: Rate) -> Metric:
     """A metric of classes; the end of its name is the average."""
     average = name.rpartition("_")[2]
-    return Metric(name, meaning, problems, _averaged(function, average), _resampled(rate, average))
+    return Metric(name, problems, meaning, _averaged(function, average), _resampled(rate, average))
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "accuracy",
-            "Share of examples whose class is right.",
-            ("single_label",),
-            sklearn_metrics.accuracy_score,
-            _mean_of(_right),
-        ),
-        _class_metric(
-            "f1_micro",
-            "F1 of all decisions about labels, pooled.",
-            sklearn_metrics.f1_score,
-            _f1,
-            "multi_label",
-        ),
-        _class_metric(
-            "f1_macro",
-            "Mean over classes of F1.",
-            sklearn_metrics.f1_score,
-            _f1,
-            "single_label",
-            "multi_label",
-        ),
-        _class_metric(
-            "f1_weighted",
-            "Mean over classes of F1, weighted by how often each occurs in the reference.",
-            sklearn_metrics.f1_score,
-            _f1,
-            "single_label",
-            "multi_label",
-        ),
-        _class_metric(
-            "precision_micro",
-            "Share of predicted labels that are right.",
-            sklearn_metrics.precision_score,
-            _precision,
-            "multi_label",
-        ),
-        _class_metric(
-            "precision_macro",
-            "Mean over classes of the share of predictions of the class that are right.",
-            sklearn_metrics.precision_score,
-            _precision,
-            "single_label",
-            "multi_label",
-        ),
-        _class_metric(
-            "recall_micro",
-            "Share of reference labels that are found.",
-            sklearn_metrics.recall_score,
-            _recall,
-            "multi_label",
-        ),
-        _class_metric(
-            "recall_macro",
-            "Mean over classes of the share of the class that is found; in single_label, balanced accuracy where "
-            "every predicted class occurs.",
-            sklearn_metrics.recall_score,
-            _recall,
-            "single_label",
-            "multi_label",
-        ),
-        Metric(
-            "subset_accuracy",
-            "Share of examples whose labels are all right.",
-            ("multi_label",),
-            sklearn_metrics.accuracy_score,
-            _mean_of(_right),
-        ),
-        Metric(
-            "mcc",
-            "Matthews correlation coefficient: 1 for right, 0 for guessing, whatever the class sizes.",
-            ("single_label",),
-            _mcc,
-            _mcc_resampled,
-        ),
-        Metric(
-            "log_loss",
-            "Mean of minus the natural logarithm of the probability given to the right class.",
-            ("single_label",),
-            _log_loss,
-            _mean_of(_negative_log_likelihood),
-            higher_is_better=False,
-            reads="probabilities",
-        ),
-        Metric("pearson", "Pearson's r.", ("regression",), _correlated(stats.pearsonr), _pearson_resampled),
-        Metric("spearman", "Spearman's rho.", ("regression",), _correlated(stats.spearmanr), _spearman_resampled),
-        Metric(
-            "mae",
-            "Mean absolute error, in the unit of the label.",
-            ("regression",),
-            sklearn_metrics.mean_absolute_error,
-            _mean_of(lambda reference, predicted: np.abs(reference - predicted)),
-            higher_is_better=False,
-        ),
-        Metric(
-            "rmse",
-            "Root of the mean squared error, in the unit of the label.",
-            ("regression",),
-            sklearn_metrics.root_mean_squared_error,
-            _rmse_resampled,
-            higher_is_better=False,
-        ),
-    )
-}
+SINGLE: tuple[Problem, ...] = ("single_label",)
+MULTI: tuple[Problem, ...] = ("multi_label",)
+BOTH: tuple[Problem, ...] = ("single_label", "multi_label")
+REGRESSION: tuple[Problem, ...] = ("regression",)
+
+_TABLE = (
+    Metric("accuracy", SINGLE, "Share of examples whose class is right.", accuracy_score, _mean_of(_right)),
+    _class_metric("f1_micro", MULTI, "F1 of all decisions about labels, pooled.", f1_score, _f1),
+    _class_metric("f1_macro", BOTH, "Mean of the F1 of each class.", f1_score, _f1),
+    _class_metric("f1_weighted", BOTH, "Mean of the F1 of each class, weighted by its size.", f1_score, _f1),
+    _class_metric("precision_micro", MULTI, "Share of predicted labels that are right.", precision_score, _precision),
+    _class_metric("precision_macro", BOTH, "Mean of the precision of each class.", precision_score, _precision),
+    _class_metric("recall_micro", MULTI, "Share of reference labels that are found.", recall_score, _recall),
+    _class_metric("recall_macro", BOTH, "Mean of the recall of each class.", recall_score, _recall),
+    Metric("subset_accuracy", MULTI, "Share of examples with every label right.", accuracy_score, _mean_of(_right)),
+    Metric("mcc", SINGLE, "Matthews correlation coefficient: 1 if right, 0 if guessed.", _mcc, _mcc_resampled),
+    Metric(
+        "log_loss",
+        SINGLE,
+        "Mean of minus the natural logarithm of the probability given to the right class.",
+        _log_loss,
+        _mean_of(_negative_log_likelihood),
+        higher_is_better=False,
+        reads="probabilities",
+    ),
+    Metric("pearson", REGRESSION, "Pearson's correlation.", _correlated(stats.pearsonr), _pearson_resampled),
+    Metric("spearman", REGRESSION, "Spearman's correlation.", _correlated(stats.spearmanr), _spearman_resampled),
+    Metric(
+        "mae",
+        REGRESSION,
+        "Mean absolute error, in the unit of the label.",
+        mean_absolute_error,
+        _mean_of(lambda reference, predicted: np.abs(reference - predicted)),
+        higher_is_better=False,
+    ),
+    Metric(
+        "rmse",
+        REGRESSION,
+        "Root of the mean squared error, in the unit of the label.",
+        root_mean_squared_error,
+        _rmse_resampled,
+        higher_is_better=False,
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 """Every metric by name, in the order in which messages list them."""
 
 DEFAULTS: dict[Problem, tuple[str, ...]] = {

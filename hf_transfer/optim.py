@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -17,7 +18,10 @@ def parameter_groups(adapted: Adapted, stage: Stage, train: TrainConfig) -> list
     Each group has ``peak_lr``. Layer-wise decay multiplies the body's rate by ``layer_decay`` for each layer below
     the top, and once more for the embeddings. Vectors (biases and norms) are never decayed.
     """
-    strategy = "probe" if stage.as_probe else adapted.strategy
+    strategy = adapted.strategy
+    if stage.as_probe and strategy != "probe":
+        # a head trained first learns at the probe's rate: ``learning_rate`` is then the body's, which comes after
+        strategy, train = "probe", replace(train, learning_rate=None)
     body_rate, head_rate = train.body_learning_rate(strategy), train.head_rate(strategy)
     parts = adapted.parts
     depth = len(parts.layers)
@@ -49,7 +53,7 @@ def rate_factor(step: int, total_steps: int, warmup_fraction: float, schedule: s
     Rises over ceil(warmup_fraction x total) steps, reaching 1 with the last of them, then falls so that the step
     after the last would have 0.
     """
-    warmup = math.ceil(warmup_fraction * total_steps)
+    warmup = math.ceil(round(warmup_fraction * total_steps, 6))  # 0.07 x 100 is 7.000000000000001 in floats
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":

@@ -27,8 +27,11 @@ def predict(
 
     Rows are sorted by length over the whole set, so that batches hold little padding, and dealt out among processes;
     the result is in the order of ``rows`` on every process. Of each forward pass only what the task's ``read_outputs``
-    keeps stays in memory: [examples, classes] fp32.
+    keeps stays in memory: [examples, classes] fp32. No rows give no predictions.
     """
+    if not len(rows):
+        nothing = np.zeros(0)
+        return Predictions(nothing.astype(str), nothing.astype(str), nothing, nothing, np.zeros((0, 1), np.float32))
     lengths = np.asarray(rows["length"])
     batches = sorted_batches(lengths, tokens_per_batch)
     mine = batches[accelerator.process_index :: accelerator.num_processes]

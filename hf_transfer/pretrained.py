@@ -56,7 +56,8 @@ def find_checkpoint(model: ModelConfig) -> Checkpoint:
     if name.startswith("package:"):
         location, is_local = str(_package_folder(name.removeprefix("package:"))), True
     else:
-        location, is_local = name, Path(name).is_dir()
+        location = str(Path(name).expanduser()) if name.startswith("~") else name
+        is_local = Path(location).is_dir()
         if not is_local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise InputError(
                 f"--model.checkpoint {name}: there is no such folder. Give an existing folder, a Hub id such as "
@@ -111,6 +112,7 @@ def load_pretrained(
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     _quiet_transformers()
     kind = getattr(transformers, auto_class)
@@ -121,7 +123,12 @@ def load_pretrained(
         set_dropout(config, model.dropout)
     tokenizer = _load_tokenizer(checkpoint, model)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token  # masked, so that any token will do
+    if tokenizer.pad_token_id is None:
+        raise InputError(
+            f"--model.checkpoint {checkpoint.id}: the tokenizer has no padding, end or unknown token, so that batches "
+            "cannot be padded. Set tokenizer.pad_token and save the checkpoint with it."
+        )
     config.pad_token_id = tokenizer.pad_token_id
 
     torch.manual_seed(seed)
@@ -131,8 +138,8 @@ def load_pretrained(
             new = tuple(name for name, _ in opened.named_parameters())
         else:
             opened, new = _load_weights(kind, checkpoint, model, keep_head)
-    except (OSError, ValueError) as error:
-        raise InputError(_not_opened(checkpoint.id, error)) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(_not_opened(checkpoint.id, checkpoint.is_local, error)) from None
     _check_vocabulary(checkpoint.id, opened, tokenizer)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
     digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, getattr(config, "_commit_hash", None))
@@ -143,7 +150,11 @@ def load_pretrained(
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
     """Set every dropout rate that ``config`` names to ``rate``; at 0 whole-layer dropping goes off as well."""
-    for name, value in vars(config).items():
+    from transformers import PretrainedConfig
+
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):  # encoder and decoder, say, each with its own
+            set_dropout(value, rate)
         is_rate = "dropout" in name or name.endswith(("pdrop", "drop_prob"))
         if "layerdrop" in name:
             is_rate = rate == 0
@@ -156,7 +167,7 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wa
     limit = min(wanted, tokenizer.model_max_length)
     for module in model.modules():
         # learned absolute positions; RoBERTa-like ones start counting after the padding index
-        table = getattr(module, "position_embeddings", None)
+        table: Any = getattr(module, "position_embeddings", None)
         if getattr(table, "num_embeddings", 0) and getattr(table, "weight", None) is not None:
             offset = 0 if table.padding_idx is None else table.padding_idx + 1
             limit = min(limit, table.num_embeddings - offset)
@@ -174,12 +185,16 @@ def _package_folder(spec: str) -> Path:
     folder = Path(roots[0], inside).resolve()
     if not folder.is_dir() or not folder.is_relative_to(Path(roots[0]).resolve()):
         raise InputError(f"--model.checkpoint package:{spec}: the package {module} has no folder {inside!r}.")
-    expected = KNOWN_SHA256.get(spec)
-    if expected and (found_hash := _sha256(folder / "model.safetensors")) != expected:
-        raise InputError(
-            f"--model.checkpoint package:{spec}: model.safetensors has sha256 {found_hash}, expected {expected}. "
-            "The file is damaged or not the one that was reviewed: reinstall the package."
-        )
+    inside = folder.relative_to(Path(roots[0]).resolve()).as_posix()  # however it was spelt
+    expected = KNOWN_SHA256.get(f"{module}/{inside}")
+    if expected:
+        weights = folder / "model.safetensors"
+        found_hash = _sha256(weights) if weights.is_file() else "none, as it is missing"
+        if found_hash != expected:
+            raise InputError(
+                f"--model.checkpoint package:{spec}: model.safetensors has sha256 {found_hash}, expected {expected}. "
+                "The file is damaged or not the one that was reviewed: reinstall the package."
+            )
     return folder
 
 
@@ -201,15 +216,21 @@ def _read_config(name: str, location: str, model: ModelConfig) -> PretrainedConf
     try:
         return AutoConfig.from_pretrained(location, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(_not_opened(name, error)) from None
+        raise InputError(_not_opened(name, Path(location).is_dir(), error)) from None
 
 
-def _not_opened(name: str, error: Exception) -> str:
+def _not_opened(name: str, is_local: bool, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return (
             f"--model.checkpoint {name} brings its own Python code, which is off. Read that code, then pass "
             "--model.trust_remote_code true."
+        )
+    if is_local:
+        return (
+            f"--model.checkpoint {name} could not be opened: its files are damaged, incomplete or do not belong "
+            "together. Save or download the folder again. "
+            f"What went wrong: {type(error).__name__}: {text[:300]}"
         )
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     reach = "not in the cache, and HF_HUB_OFFLINE is set" if offline else "neither cached nor reachable, or invalid"
@@ -232,11 +253,18 @@ def _load_tokenizer(checkpoint: Checkpoint, model: ModelConfig) -> PreTrainedTok
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.location, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise InputError(_not_opened(f"{checkpoint.id} (tokenizer)", error)) from None
+    except Exception as error:  # of a damaged file, tokenizers and transformers raise whatever they stumble over
+        raise InputError(_not_opened(f"{checkpoint.id} (tokenizer)", checkpoint.is_local, error)) from None
+    # without vocabulary files transformers makes up a tokenizer that knows its special tokens and nothing else
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(
+            f"--model.checkpoint {checkpoint.id}: there is no vocabulary beside the weights (tokenizer.json, vocab.txt "
+            "or the like), so that every word would be unknown. Save the tokenizer in the same folder."
+        )
+    return tokenizer
 
 
 def _load_weights(

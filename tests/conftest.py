@@ -1,16 +1,22 @@
-"""Every test runs offline, quietly, and with its own caches."""
+"""Every test, and every process that a test starts, runs offline with outgoing connections refused, on one thread."""
 
 import os
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # tests share tiny.py and toy.py
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "blocked"), os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py and toy.py
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models lose time to threads, more so on a busy machine
 
-import pytest
+import blocked.sitecustomize  # noqa: E402,F401
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)
+ROOT = HERE.parent
 
 
 @pytest.fixture(scope="session")

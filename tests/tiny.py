@@ -113,7 +113,7 @@ def make_tokenizer(pairs_have_types: bool = True, padding: bool = True) -> trans
     )
 
 
-def make_checkpoint(folder: Path, architecture: str = "bert", seed: int = 0, **settings: object) -> Path:
+def make_checkpoint(folder: Path, architecture: str = "bert", seed: int = 0, scale: float = 0.3, **settings: object) -> Path:
     """Save a tiny body of ``architecture`` with random weights and its tokenizer; returns ``folder``."""
     config_class, model_class, own = ARCHITECTURES[architecture]
     has_types = architecture in ("bert", "electra", "albert", "deberta-v2")
@@ -129,7 +129,7 @@ def make_checkpoint(folder: Path, architecture: str = "bert", seed: int = 0, **s
     with torch.no_grad():  # larger than their usual 0.02, so that texts differ visibly in the output
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.3)
+                parameter.normal_(0, scale)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -28,17 +28,17 @@ def encoded_rows(count: int, vocabulary: int, classes: int, seed: int = 0, longe
 def write_reviews(
     folder: Path,
     domains: tuple[str, ...] = ("books", "apps"),
-    count: int = 60,
+    count: int = 120,
     labels: tuple[str, ...] = ("bad", "good"),
 ) -> Path:
-    """One JSON lines file with ``count`` texts per domain; a word that matches the label stands in each."""
+    """One JSON lines file with ``count`` texts per domain; three words that match the label stand in each."""
     rng = random.Random(0)
     rows = []
     for domain in domains:
         for i in range(count):
             label = labels[i % len(labels)]
             signal = {"bad": BAD, "good": GOOD}.get(label, (WORDS[20 + labels.index(label)],))
-            words = [*rng.sample(WORDS[:18], rng.randint(3, 9)), rng.choice(signal)]
+            words = [*rng.sample(WORDS[:17], rng.randint(2, 6)), *rng.choices(signal, k=3)]
             rng.shuffle(words)
             split = "test" if i % 3 == 0 else "train"
             rows.append({"text": f"{' '.join(words)} {i}", "label": label, "domain": domain, "split": split})

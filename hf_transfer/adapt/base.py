@@ -66,9 +66,11 @@ class Adapted:
     """LoRA's matrices before training, where their initialisation changed the base (PiSSA, OLoRA)."""
 
     def set_train_mode(self, model: nn.Module) -> None:
-        """``model.train()``, with wholly frozen modules left in eval mode where the strategy freezes modules."""
+        """``model.train()``, with wholly frozen modules left in eval mode where the strategy freezes modules, and
+        in any stage that trains the head alone."""
         model.train()
-        if self.freezes_modules:
+        head = {id(p) for p in self.parts.head}
+        if self.freezes_modules or all(id(p) in head for p in model.parameters() if p.requires_grad):
             for module in _topmost_frozen(model):
                 module.eval()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 
 from torch import nn
 
@@ -26,6 +28,11 @@ def apply_freeze(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
     trained = tuple(p for p in (*parts.body, *parts.head) if id(p) not in frozen)
     if not trained:
         raise InputError(f"--adapt.freeze {adapt.freeze} freezes everything, the head too: freeze less.")
+    if (adapt.gradual_unfreezing or adapt.head_first) and any(id(p) in frozen for p in parts.head):
+        raise InputError(
+            f"--adapt.freeze {adapt.freeze} freezes the head or part of it, but --adapt.head_first and "
+            "--adapt.gradual_unfreezing begin by training it: freeze less, or leave those out."
+        )
     stages: tuple[Stage, ...] = (Stage("freeze", trained),)
     if adapt.gradual_unfreezing:
         stages = gradual_stages(parts, frozen)
@@ -42,7 +49,8 @@ def frozen_parameters(model: nn.Module, parts: Parts, spec: str) -> list[nn.Para
     if spec == "encoder":
         if parts.encoder_depth == depth:  # no decoder: the whole body encodes
             return list(parts.body)
-        return [*parts.embeddings, *(p for layer in parts.layers[: parts.encoder_depth] for p in layer)]
+        in_body = {id(p) for p in parts.body}
+        return [p for name, p in model.named_parameters() if id(p) in in_body and "decoder" not in name.split(".")]
     if spec.startswith("regex:"):
         pattern = spec.removeprefix("regex:")
         named = [p for name, p in model.named_parameters() if re.search(pattern, name)]
@@ -51,7 +59,9 @@ def frozen_parameters(model: nn.Module, parts: Parts, spec: str) -> list[nn.Para
             raise InputError(f"--adapt.freeze {spec} matches no parameter; their names look like {example}.")
         return named
     if spec.startswith("fraction:"):
-        return _bottom(parts, round(float(spec.removeprefix("fraction:")) * depth), spec)
+        share = float(spec.removeprefix("fraction:"))
+        count = math.floor(share * depth + 0.5)
+        return list(parts.embeddings) if share and not count else _bottom(parts, count, spec)
     if spec.isdigit():
         return _bottom(parts, int(spec), spec)
     chosen = layer_list(spec)
@@ -62,7 +72,7 @@ def frozen_parameters(model: nn.Module, parts: Parts, spec: str) -> list[nn.Para
 
 def layer_list(spec: str) -> list[int]:
     """``0-3,5`` as [0, 1, 2, 3, 5]."""
-    chosen = []
+    chosen: list[int] = []
     for piece in spec.split(","):
         first, _, last = piece.partition("-")
         chosen += range(int(first), int(last or first) + 1)
@@ -70,19 +80,23 @@ def layer_list(spec: str) -> list[int]:
 
 
 def gradual_stages(parts: Parts, frozen: set[int]) -> tuple[Stage, ...]:
-    """One epoch per newly thawed layer, head first; the last stage, with all of them, has the remaining epochs."""
-    head = tuple(p for p in parts.head if id(p) not in frozen)
-    thawed = [tuple(p for p in layer if id(p) not in frozen) for layer in parts.layers]
-    top_down = [layer for layer in reversed(thawed) if layer]
-    rest = tuple(p for p in parts.rest if id(p) not in frozen)
-    bottom = tuple(p for p in parts.embeddings if id(p) not in frozen)
-    stages = [Stage("thaw 0", head, epochs=1.0)]
-    trained = (*rest, *head)
-    for i, layer in enumerate(top_down, start=1):
-        last = i == len(top_down)
-        trained = (*(bottom if last else ()), *layer, *trained)
-        stages.append(Stage(f"thaw {i}", trained, epochs=None if last else 1.0))
-    return tuple(stages)
+    """One epoch per newly thawed layer, head first; the last stage, with all of them, has the remaining epochs.
+
+    The rest of the body (poolers, final norms) thaws with the top layer, the embeddings with the lowest.
+    """
+
+    def thawed(parameters: tuple[nn.Parameter, ...]) -> tuple[nn.Parameter, ...]:
+        return tuple(p for p in parameters if id(p) not in frozen)
+
+    top_down = [layer for layer in map(thawed, reversed(parts.layers)) if layer] or [()]
+    top_down[0] = (*top_down[0], *thawed(parts.rest))
+    top_down[-1] = (*thawed(parts.embeddings), *top_down[-1])
+    trained = thawed(parts.head)
+    stages = [Stage("thaw 0", trained, epochs=1.0)]
+    for i, layer in enumerate([layer for layer in top_down if layer], start=1):
+        trained = (*layer, *trained)
+        stages.append(Stage(f"thaw {i}", trained, epochs=1.0))
+    return (*stages[:-1], replace(stages[-1], epochs=None))
 
 
 def _bottom(parts: Parts, count: int, spec: str) -> list[nn.Parameter]:

@@ -11,4 +11,4 @@ def apply_full(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
     stages: tuple[Stage, ...] = (Stage("full", (*parts.body, *parts.head)),)
     if adapt.head_first:
         stages = with_head_first(stages, parts, adapt.head_first_epochs)
-    return make_adapted(pretrained.model, "full", parts, stages, freezes_modules=adapt.head_first)
+    return make_adapted(pretrained.model, "full", parts, stages, freezes_modules=False)

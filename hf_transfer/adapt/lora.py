@@ -22,7 +22,7 @@ from hf_transfer.records import Pretrained
 # The last name of an attention projection, over all encoder families; "attention" targets are these.
 ATTENTION = re.compile(
     r"(query|key|value|q|k|v|o|[qkvo]_proj|[qkvo]_lin|out_lin|out_proj|query_proj|key_proj|value_proj|in_proj"
-    r"|c_attn|Wqkv|Wo|qkv_proj|q_attn)"
+    r"|c_attn|Wqkv|Wo|qkv_proj|q_attn|query_key_value|[qkv]_head|post_proj)"
 )
 # Names that also occur outside attention (`dense`, `c_proj`, `Wo`, `o`) count only below a module so named.
 INSIDE_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*|\w*Attention\w*)(\.|$)")
@@ -38,7 +38,7 @@ def apply_lora(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
 
     parts = find_parts(pretrained)
     targets = find_targets(pretrained.model, parts, adapt.lora_targets)
-    saved = new_modules(pretrained) or head_modules(pretrained.model)
+    saved = _saved_whole(head_modules(pretrained.model), new_modules(pretrained))
     config = LoraConfig(
         task_type=_peft_task(pretrained.model),
         r=adapt.lora_rank,
@@ -47,7 +47,7 @@ def apply_lora(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
         bias=adapt.lora_bias,
         use_dora=adapt.lora_use_dora,
         use_rslora=adapt.lora_use_rslora,
-        init_lora_weights=True if adapt.lora_init == "default" else adapt.lora_init,  # type: ignore[arg-type]
+        init_lora_weights=True if adapt.lora_init == "default" else adapt.lora_init,
         target_modules=targets,
         modules_to_save=list(saved),
         fan_in_fan_out=_uses_conv1d(pretrained.model, targets),
@@ -105,8 +105,13 @@ def find_targets(model: nn.Module, parts: Parts, spec: str) -> list[str]:
     return chosen
 
 
+def _saved_whole(head: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    """The head, kept or new, and new modules outside it; no module twice."""
+    return (*head, *(name for name in new if not any(name == top or name.startswith(top + ".") for top in head)))
+
+
 def head_modules(model: nn.Module) -> tuple[str, ...]:
-    """Modules with parameters beside the body: what a kept head consists of."""
+    """Modules with parameters beside the body: what a head consists of."""
     prefix = getattr(model, "base_model_prefix", "")
     return tuple(
         name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())
@@ -160,7 +165,7 @@ def _peft_task(model: nn.Module) -> str | None:
     """PEFT's name of the task, which its Auto classes ask for when they open the adapter."""
     if type(model).__name__.endswith("ForSequenceClassification"):
         return "SEQ_CLS"
-    return "SEQ_2_SEQ_LM" if getattr(model.config, "is_encoder_decoder", False) else None  # type: ignore[union-attr]
+    return "SEQ_2_SEQ_LM" if getattr(model.config, "is_encoder_decoder", False) else None
 
 
 def _is_attention(name: str) -> bool:

@@ -214,21 +214,32 @@ def _not_numbers(name: str, rows: Dataset) -> list[str]:
 
 def _class_problems(names: Sequence[str], problem: str, splits: DomainSplits, data: DataConfig) -> list[str]:
     found = []
-    if problem == "single_label" and len(names) < 2:
+    if problem == "single_label" and len(names) == 1:
         found.append(
             f"train holds one class only ({names[0]!r}): give data with two or more classes, "
             "other --data.train_domains, or declare --data.label_names."
         )
+    if not names:
+        found.append("no train example has a label: give labelled data, or declare --data.label_names.")
     known = set(names)
     origin = "--data.label_names" if data.label_names else "train"
     for name, rows in _all_splits(splits):
         counts: Counter[str] = Counter()
         places: dict[str, str] = {}
+        not_one: list[str] = []
         for raw, place in zip(rows["label"], rows["place"], strict=True):
-            for label in as_names(read_label(raw, data.label_separator)):
+            labels = as_names(read_label(raw, data.label_separator))
+            if problem == "single_label" and len(labels) != 1:
+                not_one.append(place)
+            for label in labels:
                 if label not in known:
                     counts[label] += 1
                     places.setdefault(label, place)
+        if not_one:
+            found.append(
+                f"{len(not_one)} examples of {name} have several labels or none ({', '.join(not_one[:PLACES_SHOWN])}): "
+                "give each one label, or use --data.problem multi_label."
+            )
         for label, count in counts.most_common(PLACES_SHOWN):
             found.append(
                 f"label {label!r} occurs {count} times in {name} (first at {places[label]}) but not in {origin}: mend "
@@ -245,8 +256,8 @@ def _class_weights(
     """n / (classes x count of the class), as scikit-learn's ``balanced``; 1 for a declared class without examples."""
     if train.class_weights != "balanced" or problem != "single_label":
         return ()
-    counts = Counter(str(label) for label in labels)
-    return tuple(len(labels) / (len(names) * counts[name]) if counts[name] else 1.0 for name in names)
+    counts = Counter(name for label in labels for name in as_names(label))
+    return tuple(len(labels) / (len(counts) * counts[name]) if counts[name] else 1.0 for name in names)
 
 
 def _encode_rows(
@@ -284,6 +295,8 @@ def _encode_rows(
             encoded["token_type_ids"] = tokens["token_type_ids"]
         return encoded
 
+    if not len(rows):  # a map over nothing makes no columns
+        return rows.select_columns(["example_id", "domain"]), 0
     dropped = [name for name in rows.column_names if name not in ("example_id", "domain")]
     encoded = rows.map(encode, batched=True, remove_columns=dropped, load_from_cache_file=False)
     cut = sum(encoded["was_cut"])

@@ -1,0 +1,35 @@
+"""Blocks every outgoing connection of a Python process, loopback aside; conftest.py puts it in front of all tests and,
+through PYTHONPATH, of every process that they start."""
+
+import ipaddress
+import socket
+
+_connect = socket.socket.connect
+
+
+def _is_local(address: object) -> bool:
+    if not isinstance(address, tuple):
+        return True  # a Unix socket's path
+    host = str(address[0])
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refuse(self: socket.socket, address: object) -> None:
+    if not _is_local(address):
+        raise ConnectionRefusedError(f"tests make no connections, and something tried {address}")
+    _connect(self, address)
+
+
+def _refuse_name(host: object, *rest: object, **named: object) -> list:
+    if host in (None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()):
+        return _resolve(host, *rest, **named)
+    raise socket.gaierror(f"tests look up no names, and something tried {host}")
+
+
+_resolve = socket.getaddrinfo
+socket.socket.connect = _refuse
+socket.socket.connect_ex = lambda self, address: _refuse(self, address) or 0
+socket.getaddrinfo = _refuse_name

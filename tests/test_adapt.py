@@ -1,0 +1,446 @@
+"""Strategies: which parameters each trains, which modules stay in eval mode, and the words for what cannot work."""
+
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from test_pretrained import open_it, with_head
+from tiny import ARCHITECTURES, make_checkpoint
+from torch import nn
+
+from hf_transfer.adapt import Adapted, apply_strategy
+from hf_transfer.adapt.base import find_parts, new_modules
+from hf_transfer.adapt.freeze import layer_list
+from hf_transfer.adapt.lora import _is_attention, find_targets
+from hf_transfer.config import AdaptConfig, ModelConfig, freeze_problems
+from hf_transfer.errors import InputError
+from hf_transfer.pretrained import align_labels, find_checkpoint
+from hf_transfer.records import LabelSpace, Pretrained
+
+ALL = {"embeddings", "layer 0", "layer 1", "layer 2", "layer 3", "pooler", "classifier"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    made = {name: make_checkpoint(folder / name, name) for name in ARCHITECTURES}
+    return made | {"bert-4": make_checkpoint(folder / "bert-4", num_hidden_layers=4)}
+
+
+@functools.cache
+def opened_once(name: str) -> Pretrained:
+    return open_it(name)
+
+
+def copy_of(name: object) -> Pretrained:
+    """The opened checkpoint, to be changed at will; copying takes a tenth of the time that opening does."""
+    opened = opened_once(str(name))
+    return dataclasses.replace(opened, model=copy.deepcopy(opened.model))
+
+
+def part_of(name: str) -> str:
+    """The part of the tiny BERT that a parameter name tells, read without ``find_parts``."""
+    pieces = name.split(".")
+    if "layer" in pieces:
+        return "layer " + pieces[pieces.index("layer") + 1]
+    return next(part for part in ("embeddings", "pooler", "classifier") if part in pieces)
+
+
+def parts_of(names) -> set[str]:
+    return {part_of(name) for name in names}
+
+
+def stages_of(adapted: Adapted) -> list[set[str]]:
+    """The parts that each stage trains."""
+    name_of = {id(p): name for name, p in adapted.model.named_parameters()}
+    return [parts_of(name_of[id(p)] for p in stage.trainable) for stage in adapted.stages]
+
+
+def freeze(folder: Path, spec: str, **adapt) -> Adapted:
+    return apply_strategy(copy_of(folder), AdaptConfig(strategy="freeze", freeze=spec, **adapt))
+
+
+# freeze
+
+
+@pytest.mark.parametrize(
+    ("spec", "frozen"),
+    [
+        ("0", set()),
+        ("1", {"embeddings", "layer 0"}),
+        ("3", {"embeddings", "layer 0", "layer 1", "layer 2"}),
+        ("4", ALL - {"pooler", "classifier"}),
+        ("embeddings", {"embeddings"}),
+        ("encoder", ALL - {"classifier"}),
+        ("fraction:0", set()),
+        ("fraction:0.1", {"embeddings"}),
+        ("fraction:0.125", {"embeddings", "layer 0"}),
+        ("fraction:0.5", {"embeddings", "layer 0", "layer 1"}),
+        ("fraction:0.66", {"embeddings", "layer 0", "layer 1", "layer 2"}),
+        ("fraction:1", ALL - {"pooler", "classifier"}),
+        ("0-2", {"layer 0", "layer 1", "layer 2"}),
+        ("1,3", {"layer 1", "layer 3"}),
+        ("0-1,3", {"layer 0", "layer 1", "layer 3"}),
+        ("regex:embeddings|pooler", {"embeddings", "pooler"}),
+        (r"regex:layer\.[02]\.", {"layer 0", "layer 2"}),
+    ],
+)
+def test_each_form_of_freeze_keeps_what_it_says(folders, spec, frozen):
+    assert freeze_problems(spec) == []
+    adapted = freeze(folders["bert-4"], spec)
+    named = dict(adapted.model.named_parameters())
+    assert parts_of(name for name, p in named.items() if not p.requires_grad) == frozen
+    learning = [name for name, p in named.items() if p.requires_grad]
+    assert parts_of(learning) == ALL - frozen, "a part is frozen or trained whole"
+    assert adapted.summary.names == tuple(learning)
+    assert adapted.summary.trainable == sum(named[name].numel() for name in learning)
+    assert adapted.summary.total == sum(p.numel() for p in named.values())
+    assert adapted.head_names == ("classifier.weight", "classifier.bias")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("5", "--adapt.freeze 5: the checkpoint has only 4 layers"),
+        ("1-4", "--adapt.freeze 1-4: the checkpoint has layers 0 to 3"),
+        ("regex:nothing_like_it", r"matches no parameter; their names look like bert\.embeddings"),
+        ("regex:.", "freezes everything, the head too: freeze less"),
+    ],
+)
+def test_freezing_what_is_not_there_or_everything_is_refused(folders, spec, message):
+    with pytest.raises(InputError, match=message):
+        freeze(folders["bert-4"], spec)
+
+
+@pytest.mark.parametrize("spec", ["", "half", "-1", "fraction:2", "fraction:x", "fraction:nan", "regex:(", "3-", "a-b"])
+def test_what_is_no_form_of_freeze_is_said_before_a_model_is_loaded(spec):
+    (problem,) = AdaptConfig(strategy="freeze", freeze=spec).problems()
+    assert problem.startswith(f"--adapt.freeze {spec}")
+
+
+def test_a_list_of_layers_is_read_in_any_order():
+    assert layer_list("0-3,5") == [0, 1, 2, 3, 5]
+    assert layer_list("5,1-2,2") == [1, 2, 5]
+
+
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_freezing_the_encoder_of_an_encoder_decoder_leaves_the_decoder_alone(folders, architecture):
+    adapted = freeze(folders[architecture], "encoder")
+    for name, p in adapted.model.named_parameters():
+        in_decoder_or_head = "decoder" in name.split(".") or "classification_head" in name
+        assert p.requires_grad == in_decoder_or_head, name
+
+
+@pytest.mark.parametrize("spec", ["1", "embeddings", "encoder", "fraction:0.5", "0"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_can_be_frozen_in_part_and_keeps_its_head_learning(folders, architecture, spec):
+    adapted = freeze(folders[architecture], spec)
+    named = dict(adapted.model.named_parameters())
+    assert set(adapted.head_names) <= set(adapted.summary.names)
+    assert (len(adapted.summary.names) == len(named)) == (spec == "0")
+    frozen_embeddings = not adapted.model.get_input_embeddings().weight.requires_grad
+    assert frozen_embeddings == (spec != "0")
+
+
+def dropouts(module: nn.Module) -> list[bool]:
+    return [inner.training for inner in module.modules() if isinstance(inner, nn.Dropout)]
+
+
+def test_frozen_parts_run_in_eval_mode_while_the_others_train(folders):
+    adapted = freeze(folders["bert-4"], "2")
+    model = adapted.model
+    model.eval()
+    adapted.set_train_mode(model)
+    layers = model.bert.encoder.layer
+    for frozen in (model.bert.embeddings, layers[0], layers[1]):
+        assert dropouts(frozen) and not any(dropouts(frozen))
+        assert not frozen.training
+    for learning in (layers[2], layers[3]):
+        assert dropouts(learning) and all(dropouts(learning))
+    assert model.training and model.dropout.training and model.classifier.training
+
+
+def test_what_frozen_layers_compute_is_the_same_every_time_though_dropout_is_on(folders):
+    adapted = freeze(folders["bert-4"], "2")
+    adapted.set_train_mode(adapted.model)
+    seen: dict[int, list[torch.Tensor]] = {1: [], 3: []}
+    for i, outputs in seen.items():
+        layer = adapted.model.bert.encoder.layer[i]
+        layer.register_forward_hook(lambda *args, into=outputs: into.append(args[2]))
+    for _ in range(2):
+        adapted.model(torch.tensor([[2, 8, 9, 14, 22, 3]]))
+    assert torch.equal(seen[1][0][0], seen[1][1][0])
+    assert not torch.equal(seen[3][0][0], seen[3][1][0])
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_nothing_is_put_in_eval_mode_where_the_whole_body_learns(folders, strategy):
+    adapted = apply_strategy(copy_of(folders["bert"]), AdaptConfig(strategy=strategy))
+    adapted.set_train_mode(adapted.model)
+    assert all(dropouts(adapted.model))
+
+
+def test_a_probe_trains_the_head_on_a_body_in_eval_mode(folders):
+    adapted = apply_strategy(copy_of(folders["bert"]), AdaptConfig(strategy="probe"))
+    adapted.set_train_mode(adapted.model)
+    assert stages_of(adapted) == [{"classifier"}]
+    assert not any(dropouts(adapted.model.bert)) and adapted.model.dropout.training
+
+
+# stages
+
+
+@pytest.mark.parametrize("strategy", ["full", "freeze", "lora"])
+def test_head_first_trains_the_head_alone_on_a_body_in_eval_mode(folders, strategy):
+    adapt = AdaptConfig(strategy=strategy, freeze="1", head_first=True, head_first_epochs=0.5)
+    adapted = apply_strategy(copy_of(folders["bert-4"]), adapt)
+    first, then = adapted.stages
+    assert (first.name, first.epochs, first.own_schedule, first.as_probe) == ("head", 0.5, True, True)
+    assert (then.name, then.epochs, then.own_schedule, then.as_probe) == (strategy, None, False, False)
+    named = dict(adapted.model.named_parameters())
+    assert {id(p) for p in first.trainable} == {id(named[name]) for name in adapted.head_names}
+    assert {id(p) for p in then.trainable} == {id(named[name]) for name in adapted.summary.names}
+    for stage in adapted.stages:
+        ids = {id(p) for p in stage.trainable}
+        for p in named.values():
+            p.requires_grad_(id(p) in ids)
+        adapted.set_train_mode(adapted.model)
+        body = adapted.model.base_model.model.bert if strategy == "lora" else adapted.model.bert
+        assert any(dropouts(body)) == (stage is then)
+
+
+def test_gradual_unfreezing_thaws_a_layer_each_epoch_from_the_top(folders):
+    adapted = freeze(folders["bert-4"], "0", gradual_unfreezing=True)
+    assert stages_of(adapted) == [
+        {"classifier"},
+        {"classifier", "pooler", "layer 3"},
+        {"classifier", "pooler", "layer 3", "layer 2"},
+        {"classifier", "pooler", "layer 3", "layer 2", "layer 1"},
+        ALL,
+    ]
+    assert [stage.epochs for stage in adapted.stages] == [1.0, 1.0, 1.0, 1.0, None]
+    assert not any(stage.own_schedule or stage.as_probe for stage in adapted.stages)
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("2", [{"classifier"}, {"classifier", "pooler", "layer 3"}, {"classifier", "pooler", "layer 3", "layer 2"}]),
+        ("4", [{"classifier"}, {"classifier", "pooler"}]),
+        ("0-3", [{"classifier"}, {"classifier", "pooler", "embeddings"}]),
+        ("encoder", [{"classifier"}]),
+        ("1-3", [{"classifier"}, {"classifier", "pooler", "layer 0", "embeddings"}]),
+    ],
+)
+def test_gradual_unfreezing_ends_with_everything_that_is_not_frozen_for_good(folders, spec, wanted):
+    adapted = freeze(folders["bert-4"], spec, gradual_unfreezing=True)
+    assert stages_of(adapted) == wanted
+    assert wanted[-1] == parts_of(adapted.summary.names)
+    assert [stage.epochs for stage in adapted.stages] == [1.0] * (len(wanted) - 1) + [None]
+
+
+def test_head_first_comes_before_gradual_unfreezing(folders):
+    adapted = freeze(folders["bert-4"], "3", gradual_unfreezing=True, head_first=True)
+    assert [stage.name for stage in adapted.stages] == ["head", "thaw 0", "thaw 1"]
+
+
+@pytest.mark.parametrize("option", ["head_first", "gradual_unfreezing"])
+def test_a_frozen_head_cannot_be_trained_first(folders, option):
+    with pytest.raises(InputError, match=r"regex:classifier freezes the head or part of it, but --adapt.head_first"):
+        freeze(folders["bert-4"], "regex:classifier", **{option: True})
+
+
+# parts
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_parts_of_a_model_hold_every_parameter_once(folders, architecture):
+    pretrained = copy_of(folders[architecture])
+    parts = find_parts(pretrained)
+    model = pretrained.model
+    found = [id(p) for p in (*parts.body, *parts.head)]
+    assert len(found) == len(set(found))
+    assert set(found) == {id(p) for p in model.parameters()}
+    named = dict(model.named_parameters())
+    assert {id(p) for p in parts.head} == {id(named[name]) for name in pretrained.newly_initialised}
+    embeddings = {id(p) for p in parts.embeddings}
+    assert id(model.get_input_embeddings().weight) in embeddings
+    # ALBERT shares one layer; an encoder-decoder has two layers in either half
+    depth = {"albert": 1, "bart": 4, "t5": 4}.get(architecture, 2)
+    assert (len(parts.layers), parts.encoder_depth) == (depth, 2 if depth == 4 else depth)
+    assert all(parts.layers)
+    inside = {id(module) for layer in parts.layer_modules for module in layer.modules()}
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and id(m) not in inside]
+    assert all(id(table.weight) in embeddings for table in tables)
+
+
+def test_layers_are_ordered_from_the_bottom_and_the_encoder_comes_first(folders):
+    parts = find_parts(copy_of(folders["bert-4"]))
+    assert [len(layer) for layer in parts.layers] == [16] * 4
+    pretrained = copy_of(folders["bart"])
+    body = pretrained.model.base_model
+    assert list(find_parts(pretrained).layer_modules) == [*body.encoder.layers, *body.decoder.layers]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "bart", "gpt2"])
+def test_of_random_weights_the_head_is_what_the_task_adds(folders, architecture):
+    trained, random = copy_of(folders[architecture]), copy_of(f"scratch:{folders[architecture]}")
+    assert new_modules(random) == new_modules(trained)
+    shapes = [[p.shape for p in find_parts(opened).head] for opened in (trained, random)]
+    assert shapes[0] == shapes[1]
+
+
+# LoRA
+
+ATTENTION_OF = {
+    "bert": {"query", "key", "value", "dense"},
+    "distilbert": {"q_lin", "k_lin", "v_lin", "out_lin"},
+    "roberta": {"query", "key", "value", "dense"},
+    "xlm-roberta": {"query", "key", "value", "dense"},
+    "electra": {"query", "key", "value", "dense"},
+    "albert": {"query", "key", "value", "dense"},
+    "deberta-v2": {"query_proj", "key_proj", "value_proj", "dense"},
+    "modernbert": {"Wqkv", "Wo"},
+    "mpnet": {"q", "k", "v", "o"},
+    "bart": {"q_proj", "k_proj", "v_proj", "out_proj"},
+    "t5": {"q", "k", "v", "o"},
+    "gpt2": {"c_attn", "c_proj"},
+    "llama": {"q_proj", "k_proj", "v_proj", "o_proj"},
+}
+# linear layers of the tiny models' layers, counted by hand: attention projections, and the others: those of the
+# feed-forward parts, and of DeBERTa's relative positions
+LINEAR = {
+    "bert": (8, 4),
+    "distilbert": (8, 4),
+    "roberta": (8, 4),
+    "xlm-roberta": (8, 4),
+    "electra": (8, 4),
+    "albert": (4, 2),
+    "deberta-v2": (8, 4 + 4),
+    "modernbert": (4, 4),
+    "mpnet": (8, 4),
+    "bart": (8 + 16, 8),
+    "t5": (8 + 16, 8),
+    "gpt2": (4, 4),
+    "llama": (8, 6),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lora_targets_are_found_in_every_family_and_none_lies_in_the_head(folders, architecture):
+    pretrained = copy_of(folders[architecture])
+    parts = find_parts(pretrained)
+    model = pretrained.model
+    attention, others = LINEAR[architecture]
+    everywhere = find_targets(model, parts, "all-linear")
+    attending = find_targets(model, parts, "attention")
+    assert (len(attending), len(everywhere)) == (attention, attention + others)
+    assert set(attending) < set(everywhere)
+    assert {name.rsplit(".", 1)[-1] for name in attending} == ATTENTION_OF[architecture]
+    head = {id(p) for p in parts.head}
+    for name in everywhere:
+        weight = model.get_submodule(name).weight
+        assert weight.ndim == 2 and id(weight) not in head
+        assert name.startswith(model.base_model_prefix + ".")
+
+
+@pytest.mark.parametrize(
+    ("name", "attends"),
+    [
+        ("gpt_neox.layers.0.attention.query_key_value", True),
+        ("gpt_neox.layers.0.attention.dense", True),
+        ("gpt_neox.layers.0.mlp.dense_h_to_4h", False),
+        ("funnel.encoder.blocks.0.0.attention.q_head", True),
+        ("funnel.encoder.blocks.0.0.attention.post_proj", True),
+        ("funnel.encoder.blocks.0.0.ffn.linear_1", False),
+        ("bert.encoder.layer.0.intermediate.dense", False),
+        ("bert.encoder.layer.0.output.dense", False),
+        ("model.layers.0.mlp.Wo", False),
+    ],
+)
+def test_attention_projections_are_known_by_name_in_families_beyond_those_made_here(name, attends):
+    assert _is_attention(name) == attends
+
+
+def test_lora_targets_may_be_named(folders):
+    pretrained = copy_of(folders["bert"])
+    parts = find_parts(pretrained)
+    found = find_targets(pretrained.model, parts, "query, value")
+    assert [name.split(".", 3)[3] for name in found] == [
+        f"{i}.attention.self.{name}" for i in range(2) for name in ("query", "value")
+    ]
+    found = find_targets(pretrained.model, parts, "output.dense")
+    assert len(found) == 4, "attention.output.dense and output.dense of two layers"
+
+
+@pytest.mark.parametrize("wrong", ["classifier", "pooler", "uery", "q_proj"])
+def test_a_lora_target_that_is_no_linear_layer_of_the_body_is_refused_with_the_names_that_are(folders, wrong):
+    with pytest.raises(InputError) as caught:
+        apply_strategy(copy_of(folders["bert"]), AdaptConfig(strategy="lora", lora_targets=f"query,{wrong}"))
+    assert caught.value.problems == (
+        f"--adapt.lora_targets query,{wrong}: no linear layer of the body is called {wrong}. "
+        "Names here: dense, key, query, value; or use all-linear or attention.",
+    )
+
+
+def test_empty_lora_targets_are_refused(folders):
+    with pytest.raises(InputError, match=r"--adapt\.lora_targets , finds no linear layer"):
+        apply_strategy(copy_of(folders["bert"]), AdaptConfig(strategy="lora", lora_targets=","))
+
+
+def test_lora_settings_reach_peft_and_the_update_begins_at_nothing(folders):
+    pretrained = copy_of(folders["bert"])
+    words = torch.tensor([[2, 8, 9, 14, 22, 3]])
+    with torch.no_grad():
+        before = pretrained.model.eval()(words).logits
+        adapt = AdaptConfig(strategy="lora", lora_rank=3, lora_alpha=12.0, lora_dropout=0.25, lora_targets="query")
+        adapted = apply_strategy(pretrained, adapt)
+        after = adapted.model.eval()(words).logits
+    assert torch.equal(before, after)
+    query = adapted.model.base_model.model.bert.encoder.layer[0].attention.self.query
+    assert (query.lora_A["default"].weight.shape, query.scaling["default"]) == ((3, 16), 4.0)
+    assert query.lora_dropout["default"].p == 0.25
+    # A and B of rank 3 on two 16 x 16 matrices, and the head for three classes
+    assert adapted.summary.trainable == 2 * (3 * 16 + 16 * 3) + (16 * 3 + 3)
+
+
+def saved_by(adapted: Adapted) -> set[str]:
+    """Names of what the adapter file would hold, LoRA's matrices aside."""
+    state = get_peft_model_state_dict(adapted.model, save_embedding_layers=False)
+    return {name.removeprefix("base_model.model.") for name in state if "lora_" not in name}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_adapter_holds_every_new_weight(folders, architecture):
+    pretrained = copy_of(folders[architecture])
+    assert saved_by(apply_strategy(pretrained, AdaptConfig(strategy="lora"))) == set(pretrained.newly_initialised)
+
+
+def test_an_adapter_holds_a_kept_head_as_well(tmp_path):
+    labels = LabelSpace("single_label", ("bad", "good", "mixed"))
+    folder = with_head(tmp_path, labels.names)
+    labels, kept = align_labels(labels, find_checkpoint(ModelConfig(checkpoint=str(folder))))
+    pretrained = open_it(folder, labels, kept)
+    assert (kept, pretrained.newly_initialised) == (True, ())
+    adapted = apply_strategy(pretrained, AdaptConfig(strategy="lora", lora_targets="query"))
+    assert saved_by(adapted) == {"classifier.weight", "classifier.bias"}
+    learning = {name for name in adapted.summary.names if "lora_" not in name}
+    assert learning == set(adapted.head_names) and len(learning) == 2
+
+
+def test_an_adapter_holds_a_kept_head_beside_a_new_pooler(tmp_path):
+    labels = LabelSpace("single_label", ("bad", "good", "mixed"))
+    folder = with_head(tmp_path, labels.names)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    adapted = apply_strategy(open_it(folder, labels, True), AdaptConfig(strategy="lora"))
+    assert saved_by(adapted) == {f"{m}.{k}" for m in ("classifier", "bert.pooler.dense") for k in ("weight", "bias")}
+    learning = {name for name in adapted.summary.names if "lora_" not in name}
+    assert learning == set(adapted.head_names) and len(learning) == 4, "all of it learns at the head's rate"

@@ -1,0 +1,133 @@
+"""Windows and micro-batches: every example once per epoch, shared fairly, cut at the least cost."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hf_transfer.batching import (
+    OVERHEAD_TOKENS,
+    cut_window,
+    share_window,
+    sorted_batches,
+    window_count,
+    window_indices,
+)
+
+
+@pytest.mark.parametrize(("examples", "size"), [(100, 16), (96, 16), (5, 16), (1, 1)])
+def test_the_windows_of_an_epoch_hold_every_example_once(examples, size):
+    per_epoch = window_count(examples, size)
+    for epoch in range(3):
+        windows = [window_indices(examples, size, 0, epoch * per_epoch + i) for i in range(per_epoch)]
+        assert sorted(np.concatenate(windows)) == list(range(examples))
+        assert [len(window) for window in windows[:-1]] == [size] * (per_epoch - 1)
+        assert len(windows[-1]) == examples - size * (per_epoch - 1)
+
+
+def test_a_window_follows_from_the_seed_and_its_number_alone():
+    in_order = [window_indices(50, 8, 3, i).tolist() for i in range(21)]
+    out_of_order = {i: window_indices(50, 8, 3, i).tolist() for i in (20, 0, 13, 7, 6, 14)}
+    assert all(in_order[i] == window for i, window in out_of_order.items())
+    # numpy's own permutation of (seed, epoch) is the reference: three epochs of seven windows
+    for epoch in range(3):
+        wanted = np.random.default_rng([3, epoch]).permutation(50).tolist()
+        assert list(itertools.chain(*in_order[7 * epoch : 7 * epoch + 7])) == wanted
+    assert in_order[0] != in_order[7], "epochs differ"
+    assert in_order[0] != window_indices(50, 8, 4, 0).tolist(), "seeds differ"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("count", [0, 1, 5, 63, 64])
+def test_processes_share_a_window_to_within_one_example(processes, count):
+    lengths = np.random.default_rng(count).integers(3, 200, count)
+    shares = share_window(lengths, processes)
+    assert len(shares) == processes
+    assert sorted(np.concatenate(shares)) == list(range(count))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def spread(totals: list[int]) -> float:
+    return max(totals) / min(totals) - 1
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_get_token_totals_within_five_percent(processes):
+    for seed in range(50):
+        lengths = np.random.default_rng(seed).integers(4, 129, 64)
+        assert spread([lengths[share].sum() for share in share_window(lengths, processes)]) < 0.05
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_long_tails_are_balanced_better_than_by_dealing_back_and_forth(processes):
+    ours, fixed = [], []
+    for seed in range(50):  # like reviews: most are short, a few reach the limit of 256 tokens
+        lengths = np.random.default_rng(seed).lognormal(3.5, 0.8, 64).clip(4, 256).astype(int)
+        ours.append(spread([lengths[share].sum() for share in share_window(lengths, processes)]))
+        snake = np.sort(lengths)[::-1].reshape(-1, processes)
+        snake[1::2] = snake[1::2, ::-1].copy()
+        fixed.append(spread(snake.sum(axis=0).tolist()))
+    assert np.mean(ours) < 0.05
+    assert np.mean(ours) < 0.5 * np.mean(fixed)
+
+
+def partitions(items: list[int]):
+    """Every way to part ``items`` into groups."""
+    if not items:
+        yield []
+        return
+    first, rest = items[0], items[1:]
+    for parted in partitions(rest):
+        yield [[first], *parted]
+        for i, group in enumerate(parted):
+            yield [*parted[:i], [first, *group], *parted[i + 1 :]]
+
+
+def cost(lengths: np.ndarray, groups: list) -> int:
+    return sum(int(lengths[group].max()) * len(group) + OVERHEAD_TOKENS for group in groups)
+
+
+@pytest.mark.parametrize("budget", [1, 150, 400, 10_000])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_cut_within_the_budget_costs_less(budget, seed):
+    lengths = np.random.default_rng(seed).integers(3, 300, 7)
+    allowed = [
+        groups
+        for groups in partitions(list(range(len(lengths))))
+        if all(len(group) == 1 or lengths[group].max() * len(group) <= budget for group in groups)
+    ]
+    assert cost(lengths, cut_window(lengths, budget)) == min(cost(lengths, groups) for groups in allowed)
+
+
+@pytest.mark.parametrize("budget", [1, 200, 1000, 8192])
+def test_a_cut_covers_the_window_within_the_budget_longest_first(budget):
+    lengths = np.random.default_rng(0).integers(3, 257, 64)
+    pieces = cut_window(lengths, budget)
+    assert sorted(np.concatenate(pieces)) == list(range(64))
+    assert all(len(piece) == 1 or lengths[piece].max() * len(piece) <= budget for piece in pieces)
+    firsts = [int(lengths[piece].max()) for piece in pieces]
+    assert firsts == sorted(firsts, reverse=True)
+
+
+def test_examples_of_one_length_stay_together_and_nothing_gives_no_batch():
+    assert len(cut_window(np.full(20, 10), 8192)) == 1
+    assert [len(piece) for piece in cut_window(np.full(20, 10), 100)] == [10, 10]
+    assert cut_window(np.array([], dtype=int), 100) == []
+
+
+@pytest.mark.parametrize("budget", [1, 100, 500, 100_000])
+def test_batches_of_an_evaluation_hold_every_row_once_and_are_full(budget):
+    lengths = np.random.default_rng(0).integers(3, 100, 40).tolist()
+    batches = sorted_batches(lengths, budget)
+    assert sorted(np.concatenate(batches)) == list(range(40))
+    in_order = [lengths[i] for batch in batches for i in batch]
+    assert in_order == sorted(lengths, reverse=True)
+    for batch in batches[:-1]:
+        longest = lengths[batch[0]]
+        assert len(batch) == 1 or longest * len(batch) <= budget
+        assert longest * (len(batch) + 1) > budget, "one more row would not have fitted"
+
+
+def test_no_rows_give_no_batches():
+    assert sorted_batches([], 100) == []

@@ -1,0 +1,194 @@
+"""The shape of the package: imports go down the floors, each dependency has its doors, and there is one backward."""
+
+import ast
+import functools
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hf_transfer"
+
+# File or folder -> floor. An import leads to a lower floor, or stays inside its own folder. The whole number is the one
+# that a file's first line states; the half says which of two files of a floor stands on the other.
+FLOORS = {
+    "errors": 0,
+    "version": 0,
+    "records": 0,
+    "config": 0.5,
+    "statistics": 1,
+    "batching": 1,
+    "duplicates": 1,
+    "launch": 1,
+    "sources/": 1,
+    "metrics": 1.5,
+    "splits": 1.5,
+    "pretrained": 2,
+    "tasks/": 2,
+    "adapt/": 2,
+    "optim": 2.5,
+    "checkpoint": 3,
+    "predict": 3,
+    "train": 3.5,
+    "loading": 4,
+    "shift": 4,
+    "folder": 4,
+    "report/": 4,
+    "artefact": 4.5,
+    "page": 5,
+    "predict_file": 5,
+    "cli": 6,
+    "__init__": 7,
+    "recipes/": 8,
+}
+
+# Top-level import name -> the files that may import it, at the top or inside a function. A breaking release of one of
+# them then touches these files and no other.
+DOORS = {
+    "accelerate": {"launch", "train", "predict", "checkpoint", "folder"},
+    "datasets": {"sources/base", "sources/files", "sources/hub", "metrics", "predict", "train", "page"},
+    "evaluate": {"metrics"},
+    "huggingface_hub": {"pretrained"},
+    "jsonargparse": {"config"},
+    "peft": {"adapt/lora", "loading"},
+    "pyarrow": {"sources/base", "sources/files"},
+    "rich": {"report/console", "report/progress"},
+    "sacrebleu": set(),
+    "safetensors": {"adapt/lora", "checkpoint", "pretrained"},
+    "scipy": {"metrics"},
+    "sklearn": {"metrics"},
+    "transformers": {"pretrained", "loading"},
+    "yaml": {"config", "report/markdown"},
+}
+PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+SAY_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc"}
+# where the name that is imported is not the name that is installed
+IMPORT_NAMES = {"scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+
+
+def modules() -> list[str]:
+    """Every file of the package, as ``train`` or ``adapt/lora``."""
+    return sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    path = ROOT / f"{module}.py" if module.startswith("recipes/") else PACKAGE / f"{module}.py"
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def place_of(module: str) -> str:
+    """The line of ``FLOORS`` that a file belongs to: its folder's, or its own."""
+    folder, slash, _ = module.partition("/")
+    return folder + slash
+
+
+def imports_of(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+    """Line, module and name of each import, inside functions too; what only type checkers see is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for alternative in node.orelse:
+                yield from imports_of(alternative)
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports name the whole path, so that they can be searched for"
+            yield from ((node.lineno, str(node.module), alias.name) for alias in node.names)
+        else:
+            yield from imports_of(node)
+
+
+def inner_imports(module: str) -> Iterator[tuple[int, str]]:
+    """Line and file of each import of the package's own."""
+    known = set(modules())
+    for line, name, imported in imports_of(tree_of(module)):
+        if name.split(".")[0] != "hf_transfer":
+            continue
+        path = name.replace(".", "/").removeprefix("hf_transfer").removeprefix("/")
+        # `from hf_transfer import checkpoint` names a file, `from hf_transfer.train import train` a thing inside one
+        candidates = [f"{path}/{imported}".strip("/"), path, f"{path}/__init__".strip("/")]
+        found = next((candidate for candidate in candidates if candidate in known), None)
+        assert found is not None, f"{module}:{line}: {name} {imported} is no file of the package"
+        yield line, found
+
+
+ALL = [*modules(), *sorted(f"recipes/{path.stem}" for path in (ROOT / "recipes").glob("*.py"))]
+
+
+def test_every_file_has_a_floor_and_every_floor_a_file():
+    assert {place_of(module) for module in ALL} == set(FLOORS), "add the new file to FLOORS, or take the old one out"
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_imports_go_down_the_floors(module):
+    mine = place_of(module)
+    for line, found in inner_imports(module):
+        theirs = place_of(found)
+        if theirs == mine and mine.endswith("/"):
+            assert not found.endswith("/__init__"), f"{module}:{line} imports its own folder: name the file inside"
+            continue
+        assert FLOORS[theirs] < FLOORS[mine], (
+            f"{module}:{line} imports {found} of floor {FLOORS[theirs]} from floor {FLOORS[mine]}: imports go down"
+        )
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_file_that_states_its_floor_states_the_right_one(module):
+    stated = re.match(r"Floor (\d)\b", ast.get_docstring(tree_of(module)) or "")
+    if stated:
+        assert int(stated[1]) == int(FLOORS[place_of(module)])
+
+
+@pytest.mark.parametrize("dependency", DOORS)
+def test_a_dependency_is_imported_through_its_doors_only(dependency):
+    found = {module for module in ALL for _, name, _ in imports_of(tree_of(module)) if name.split(".")[0] == dependency}
+    assert found == DOORS[dependency], "open no new door for it; if it must be, here is the list to change"
+
+
+def test_there_is_one_backward_and_it_is_in_the_loop():
+    calls = [
+        module
+        for module in ALL
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward"
+    ]
+    assert calls == ["train"]
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_nothing_is_unpickled(module):
+    tree = tree_of(module)
+    assert not PICKLES & {name.split(".")[0] for _, name, _ in imports_of(tree)}
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not called & {"torch.load", "torch.save"}
+    assert "allow_pickle=True" not in ast.unparse(tree)
+
+
+def test_file_names_say_what_is_inside_and_hide_no_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]]
+    taken = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in wanted} | set(DOORS)
+    names = {part for module in modules() for part in module.split("/")}
+    assert not names & taken, "a file with the name of a dependency is imported in its place from inside the folder"
+    assert not names & SAY_NOTHING, "name the file after what is in it"
+
+
+def test_public_names_are_where_the_package_looks_for_them():
+    import hf_transfer
+
+    for name, home in hf_transfer._HOMES.items():
+        module = home if home in modules() else f"{home}/__init__"
+        defined = {node.name for node in tree_of(module).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        imported = {name for _, _, name in imports_of(tree_of(module))}
+        assert name in defined | imported, f"hf_transfer.{name} is not in hf_transfer/{module}.py"
+    assert set(hf_transfer.__all__) == {"__version__", *hf_transfer._HOMES}
+
+
+def test_no_public_name_is_also_a_file():
+    """Importing ``hf_transfer.run`` would put the module in the place of the function ``hf_transfer.run``."""
+    import hf_transfer
+
+    assert not set(hf_transfer.__all__) & {module.split("/")[0] for module in modules()}

@@ -1,0 +1,193 @@
+"""The output folder: whether a run may use it, and what a run clears away."""
+
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hf_transfer.checkpoint import save_checkpoint
+from hf_transfer.config import AdaptConfig, DataConfig, RunConfig, TrainConfig, to_yaml
+from hf_transfer.errors import InputError
+from hf_transfer.folder import check_output_dir, open_run_folder
+from hf_transfer.records import RunState
+
+ALONE = SimpleNamespace(
+    wait_for_everyone=lambda: None, is_main_process=True, unwrap_model=lambda model: model, scaler=None
+)
+SECOND = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=False)
+
+
+def leave_a_run(folder, finished: bool = True, config: RunConfig | None = None):
+    """What an earlier run leaves, and a file of the user's beside it."""
+    for name in ("model", "merged", "checkpoints"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "inside").write_text("old", encoding="utf-8")
+    for name in ("report.md", "log.jsonl", *(["results.json"] if finished else [])):
+        (folder / name).write_text("old", encoding="utf-8")
+    (folder / "config.yaml").write_text(to_yaml(config or RunConfig()), encoding="utf-8")
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    (folder / "figures").mkdir()
+    return folder
+
+
+def save_step(folder, identity, step=3):
+    model = torch.nn.Linear(2, 2)
+    optimizer = SimpleNamespace(param_groups=[], state={})  # a real one imports torch's compiler, which takes 5 s
+    names = [name for name, _ in model.named_parameters()]
+    save_checkpoint(folder / "checkpoints", model, names, optimizer, RunState(step=step), identity, 2, ALONE)
+
+
+def config_for(folder, **settings) -> RunConfig:
+    return RunConfig(output_dir=str(folder), **settings)
+
+
+def refusal(config: RunConfig) -> str:
+    with pytest.raises(InputError) as caught:
+        check_output_dir(config)
+    return str(caught.value)
+
+
+# --- whether it may be used ---
+
+
+def test_a_folder_that_is_not_there_may_be_used_and_is_not_made(tmp_path):
+    wanted = tmp_path / "a" / "b"
+    assert check_output_dir(config_for(wanted)) == wanted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_files_may_be_used(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    assert check_output_dir(config_for(tmp_path)) == tmp_path
+
+
+def test_a_finished_run_is_kept_unless_overwrite_is_given(tmp_path):
+    leave_a_run(tmp_path)
+    assert "already holds a finished run (results.json)" in refusal(config_for(tmp_path))
+    assert "pass --overwrite" in refusal(config_for(tmp_path))
+    assert check_output_dir(config_for(tmp_path, overwrite=True)) == tmp_path
+
+
+def test_a_run_that_did_not_finish_may_be_run_again(tmp_path):
+    leave_a_run(tmp_path, finished=False)
+    assert check_output_dir(config_for(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("theirs", ["model", "config.yaml", "report.md"])
+def test_what_no_run_has_left_there_is_not_replaced_unasked(tmp_path, theirs):
+    if theirs == "model":
+        (tmp_path / theirs).mkdir()
+    else:
+        (tmp_path / theirs).write_text("model: mine\n", encoding="utf-8")
+    said = refusal(config_for(tmp_path))
+    assert f"holds {theirs}, which no run has left there" in said
+    assert "choose another folder, or pass --overwrite" in said
+    assert check_output_dir(config_for(tmp_path, overwrite=True)) == tmp_path
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    assert f"{tmp_path / 'taken'} is a file, not a folder" in refusal(config_for(tmp_path / "taken"))
+    assert f"{tmp_path / 'taken'} is a file, not a folder" in refusal(config_for(tmp_path / "taken" / "a" / "b"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert f"{tmp_path} cannot be written" in refusal(config_for(tmp_path / "new"))
+
+
+# --- what is cleared away ---
+
+
+def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path):
+    leave_a_run(tmp_path)
+    config = config_for(tmp_path, overwrite=True)
+    opened, notes = open_run_folder(config, "f", ALONE)
+    assert {item.name for item in tmp_path.iterdir()} == {"config.yaml", "notes.txt", "figures"}
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == to_yaml(config)
+    assert (opened.log, opened.checkpoints) == (tmp_path / "log.jsonl", tmp_path / "checkpoints")
+    assert (opened.resume_from, notes) == (None, ())
+
+
+def test_a_link_is_removed_and_what_it_points_to_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "weights").write_text("mine", encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model").symlink_to(tmp_path / "elsewhere")
+    (out / "checkpoints").symlink_to(tmp_path / "nowhere")
+    open_run_folder(config_for(out, overwrite=True), "f", ALONE)
+    assert [item.name for item in out.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "elsewhere" / "weights").read_text(encoding="utf-8") == "mine"
+
+
+def test_only_the_main_process_writes(tmp_path):
+    open_run_folder(config_for(tmp_path / "out"), "f", SECOND)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- continuing ---
+
+
+def test_a_run_that_continues_keeps_its_checkpoints_and_its_log(tmp_path):
+    leave_a_run(tmp_path, finished=False)
+    config = config_for(tmp_path, train=TrainConfig(resume="auto", checkpoint_steps=3))
+    identity = open_run_folder(config_for(tmp_path / "other", train=TrainConfig()), "f", ALONE)[0].identity
+    save_step(tmp_path, identity)
+    opened, _ = open_run_folder(config, "f", ALONE)
+    assert opened.resume_from == tmp_path / "checkpoints" / "step-3"
+    assert opened.done_steps == 3
+    assert (tmp_path / "log.jsonl").read_text(encoding="utf-8") == "old"
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"adapt": AdaptConfig(strategy="probe")}, "adapt.strategy was 'full', now 'probe'"),
+        ({"data": DataConfig(max_length=64)}, "data.max_length was 256, now 64"),
+        ({"data": DataConfig(train_domains=("books",))}, r"data.train_domains was \[\], now \['books'\]"),
+        ({"train": TrainConfig(resume="auto", window_size=8)}, "train.window_size was 16, now 8"),
+    ],
+)
+def test_a_run_of_other_settings_is_not_continued_and_its_folder_stays_as_it_was(tmp_path, changed, says):
+    leave_a_run(tmp_path, finished=False)
+    config = config_for(tmp_path, train=TrainConfig(resume="auto"))
+    save_step(tmp_path, open_run_folder(config_for(tmp_path / "other"), "f", ALONE)[0].identity)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=says):
+        open_run_folder(replace(config, **changed), "f", ALONE)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_on_other_data_is_not_continued(tmp_path):
+    config = config_for(tmp_path, train=TrainConfig(resume="auto"))
+    save_step(tmp_path, open_run_folder(config, "before", ALONE)[0].identity)
+    with pytest.raises(InputError, match="fingerprint was 'before', now 'after'"):
+        open_run_folder(config, "after", ALONE)
+
+
+def test_what_decides_no_number_may_change_before_a_run_is_continued(tmp_path):
+    save_step(tmp_path, open_run_folder(config_for(tmp_path), "f", ALONE)[0].identity)
+    moved = config_for(
+        tmp_path,
+        data=DataConfig(source="/elsewhere/reviews"),
+        train=TrainConfig(resume="auto", checkpoint_steps=5, keep_checkpoints=1, tokens_per_micro_batch=64),
+    )
+    assert open_run_folder(moved, "f", ALONE)[0].done_steps == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_note(tmp_path):
+    identity = open_run_folder(config_for(tmp_path), "f", ALONE)[0].identity
+    save_step(tmp_path, identity, step=3)
+    save_step(tmp_path, identity, step=6)
+    (tmp_path / "checkpoints" / "step-6" / "state.json").write_text(json.dumps({}), encoding="utf-8")
+    opened, notes = open_run_folder(config_for(tmp_path, train=TrainConfig(resume="auto")), "f", ALONE)
+    assert opened.done_steps == 3
+    assert len(notes) == 1
+    assert "step-6 passed over" in notes[0]
