@@ -354,6 +354,11 @@ class RunConfig:
                 f"--publish.export merged needs --adapt.strategy lora, found {self.adapt.strategy}: "
                 "the other strategies already save a full model."
             )
+        if self.adapt.strategy == "lora" and self.model.checkpoint.startswith("scratch:"):
+            found.append(
+                f"--adapt.strategy lora adapts a pretrained body, and {self.model.checkpoint} is random and not saved "
+                "with the adapter: use full, or the checkpoint without scratch:."
+            )
         if not 0 <= self.seed < 2**32:
             found.append(f"--seed must lie between 0 and 2**32 - 1, found {self.seed}: try 0.")
         return found

@@ -41,6 +41,12 @@ def check_output_dir(config: RunConfig) -> Path:
             f"--output_dir {folder} holds {', '.join(taken)}, which no run has left there (its config.yaml is missing "
             "or of another kind) and which a run would replace: choose another folder, or pass --overwrite."
         )
+    unfinished = sorted(path.name for path in (folder / "checkpoints").glob("step-*[0-9]"))
+    if unfinished and not config.overwrite and config.train.resume is None and not (folder / "results.json").exists():
+        raise InputError(
+            f"--output_dir {folder} holds an unfinished run with checkpoints ({', '.join(unfinished)}): continue it "
+            "with --train.resume auto, or start afresh with --overwrite."
+        )
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"--output_dir {folder}: {nearest} is a file, not a folder; choose another path.")

@@ -101,42 +101,51 @@ def load(path: str | Path, device: str | None = None) -> LoadedModel:
         InputError: nothing there that can be opened, or weights in pickle form.
     """
     import torch
-    import transformers
 
     folder = Path(path)
     if (folder / "results.json").is_file() and (folder / "model").is_dir():
         folder = folder / "model"
     if not folder.is_dir():
         raise InputError(f"{path} is not a folder: give the model folder of a run, or the run's output folder.")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     if (folder / "adapter_config.json").is_file():
-        model, labels, max_length = _load_adapter(folder)
+        model, tokenizer, labels, max_length = _load_adapter(folder)
     elif (folder / "config.json").is_file():
-        model, labels, max_length = _load_full(folder)
+        model, tokenizer, labels, max_length = _load_full(folder)
     else:
         raise InputError(f"{path} holds neither config.json nor adapter_config.json: it is not a saved model.")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)
 
 
-def _load_full(folder: Path) -> tuple[PreTrainedModel, LabelSpace, int]:
-    from transformers import AutoModelForSequenceClassification
+Opened = tuple[Any, "PreTrainedTokenizerBase", LabelSpace, int]
 
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} holds no .safetensors weights: pickled ones are not opened; convert them first.")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
-    config = model.config
+
+def _load_full(folder: Path) -> Opened:
+    """A plain transformers folder, ours or anybody's."""
+    from hf_transfer.pretrained import find_checkpoint, load_pretrained, longest_input
+    from hf_transfer.tasks import TASKS
+
+    wanted = ModelConfig(checkpoint=str(folder))
+    auto_class = TASKS["classification"].auto_class
+    opened = load_pretrained(wanted, find_checkpoint(wanted), auto_class, {}, keep_head=True, seed=0)
+    if opened.newly_initialised:
+        raise InputError(
+            f"{folder} has no weights for {', '.join(opened.newly_initialised[:3])}: it is a body without a head, and "
+            "predictions from a random one mean nothing. Adapt it first, as --model.checkpoint of a run."
+        )
+    config = opened.model.config
     problems = {"multi_label_classification": "multi_label", "regression": "regression"}
     problem: Any = problems.get(config.problem_type or "", "single_label")
     names = () if problem == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
-    metadata = read_metadata(folder) if (folder / METADATA_NAME).is_file() else {}
-    return model, LabelSpace(problem, names), metadata.get("max_length", 512)
+    wanted_length = read_metadata(folder)["max_length"] if (folder / METADATA_NAME).is_file() else 512
+    max_length = longest_input(opened.model, opened.tokenizer, wanted_length)
+    return opened.model, opened.tokenizer, LabelSpace(problem, names), max_length
 
 
-def _load_adapter(folder: Path) -> tuple[Any, LabelSpace, int]:
+def _load_adapter(folder: Path) -> Opened:
+    """A PEFT folder of ours, on the base that it names."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     from hf_transfer.pretrained import find_checkpoint, load_pretrained
     from hf_transfer.tasks import TASKS
@@ -160,7 +169,23 @@ def _load_adapter(folder: Path) -> tuple[Any, LabelSpace, int]:
             f"{folder} was trained on weights with sha256 {metadata['base_sha256']}, but {base.checkpoint_id} now has "
             f"{base.sha256}: get the revision that it was trained on."
         )
-    return PeftModel.from_pretrained(base.model, folder), labels, metadata["max_length"]
+    try:
+        model = PeftModel.from_pretrained(base.model, folder)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # torch says RuntimeError for wrong shapes
+        raise InputError(f"{folder} is damaged or not an adapter of {base.checkpoint_id} ({error}).") from None
+    return model, base.tokenizer, labels, metadata["max_length"]
+
+
+METADATA_KINDS = {
+    "task": str,
+    "problem": str,
+    "label_names": list,
+    "max_length": int,
+    "base_checkpoint": str,
+    "base_revision": str,
+    "base_sha256": str,
+    "keeps_head": bool,
+}
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -172,4 +197,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is unreadable ({error}): save the artefact again.") from None
     if not isinstance(metadata, dict) or metadata.get("schema") != METADATA_SCHEMA:
         raise InputError(f"{path} is not of schema {METADATA_SCHEMA}: it was written by something else.")
+    wrong = [name for name, kind in METADATA_KINDS.items() if not isinstance(metadata.get(name), kind)]
+    if wrong:
+        raise InputError(f"{path}: {', '.join(wrong)} missing or of the wrong kind: save the artefact again.")
     return metadata

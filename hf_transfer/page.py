@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def run(config: RunConfig) -> RunResult:
         return predict(model, rows, functions, accelerator, config.evaluate.tokens_per_batch)
 
     def validate(model: Any) -> float:
-        return score(metrics[0], predict_rows(encoded.validation, model))
+        return score(metrics[0], predict_rows(encoded.validation, model)) if len(encoded.validation) else math.nan
 
     # training
     chooser = Chooser(config.evaluate.selection, metrics[0], METRICS[metrics[0]].higher_is_better, validate)
@@ -144,7 +145,7 @@ def _choose_metrics(config: RunConfig, labels: LabelSpace, splits: DomainSplits)
     """The metrics to report, the selecting one first; raises InputError where they, or validation, do not serve."""
     metrics = config.evaluate.metrics or default_metrics(labels.problem)
     problems = check_metrics(metrics, labels.problem)
-    if not len(splits.validation):
+    if not len(splits.validation) and config.evaluate.selection != "last":
         problems.append(
             "no validation example is left to choose the step by: raise --data.validation_fraction, or use "
             "--evaluate.selection last."

@@ -41,7 +41,7 @@ def predict_file(
         if path.suffix.lower() not in (*DELIMITERS, ".jsonl"):
             raise InputError(f"{path}: files end in .csv, .tsv or .jsonl; found {path.suffix or 'no suffix'}.")
     if rows_at_once < 1:
-        raise InputError(f"--rows-at-once must be 1 or more, found {rows_at_once}.")
+        raise InputError(f"--rows_at_once must be 1 or more, found {rows_at_once}.")
     if not source.is_file():
         raise InputError(f"--input {source}: there is no such file.")
     if target.exists() and (not overwrite or not target.is_file()):
@@ -207,7 +207,7 @@ def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) ->
     if missing:
         raise InputError(
             f"{path} has no column {', '.join(missing)}; its columns: {', '.join(columns)}. Name the right one with "
-            "--text-column or --text-pair-column."
+            "--text_column or --text_pair_column."
         )
     if "predicted" in columns:
         raise InputError(f"{path} has a column `predicted`, which the predictions would replace: rename it.")

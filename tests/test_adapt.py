@@ -136,15 +136,15 @@ def test_freezing_the_encoder_of_an_encoder_decoder_leaves_the_decoder_alone(fol
         assert p.requires_grad == in_decoder_or_head, name
 
 
-@pytest.mark.parametrize("spec", ["1", "embeddings", "encoder", "fraction:0.5", "0"])
+@pytest.mark.parametrize("spec", ["1", "encoder", "fraction:0.5"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_can_be_frozen_in_part_and_keeps_its_head_learning(folders, architecture, spec):
     adapted = freeze(folders[architecture], spec)
     named = dict(adapted.model.named_parameters())
     assert set(adapted.head_names) <= set(adapted.summary.names)
-    assert (len(adapted.summary.names) == len(named)) == (spec == "0")
+    assert len(adapted.summary.names) < len(named)
     frozen_embeddings = not adapted.model.get_input_embeddings().weight.requires_grad
-    assert frozen_embeddings == (spec != "0")
+    assert frozen_embeddings
 
 
 def dropouts(module: nn.Module) -> list[bool]:

@@ -57,10 +57,10 @@ DOORS = {
     "pyarrow": {"sources/base", "sources/files"},
     "rich": {"report/console", "report/progress"},
     "sacrebleu": set(),
-    "safetensors": {"adapt/lora", "checkpoint", "pretrained"},
+    "safetensors": {"adapt/lora", "checkpoint", "loading", "pretrained"},
     "scipy": {"metrics"},
     "sklearn": {"metrics"},
-    "transformers": {"pretrained", "loading"},
+    "transformers": {"pretrained"},
     "yaml": {"config", "report/markdown"},
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

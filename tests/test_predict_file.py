@@ -105,7 +105,7 @@ def test_a_csv_keeps_its_columns_and_gains_label_and_probabilities(models, revie
 @pytest.mark.parametrize("rows_at_once", [1, 2, 5])
 def test_pieces_of_any_size_give_the_same_rows_in_the_same_order(models, reviews, tmp_path, rows_at_once):
     whole = read_lines(label(models["single"], reviews, tmp_path / "whole.jsonl"))
-    pieces = read_lines(label(models["single"], reviews, tmp_path / "pieces.jsonl", "--rows-at-once", rows_at_once))
+    pieces = read_lines(label(models["single"], reviews, tmp_path / "pieces.jsonl", "--rows_at_once", rows_at_once))
     assert [row["id"] for row in pieces] == ["0", "1", "2", "3", "4"]
     for row, piece in zip(whole, pieces, strict=True):  # other batches round otherwise, in the seventh digit
         numbers = {name: pytest.approx(value, abs=2e-6) for name, value in row.items() if isinstance(value, float)}
@@ -121,7 +121,7 @@ def test_no_more_rows_are_held_than_asked_for(models, reviews, tmp_path, monkeyp
         return plain(self, texts, pairs)
 
     monkeypatch.setattr(LoadedModel, "predict", watch)
-    label(models["single"], reviews, tmp_path / "out.csv", "--rows-at-once", 2)
+    label(models["single"], reviews, tmp_path / "out.csv", "--rows_at_once", 2)
     assert seen == [TEXTS[:2], TEXTS[2:4], TEXTS[4:]]
 
 
@@ -165,7 +165,7 @@ def test_a_number_comes_without_probabilities(models, reviews, tmp_path):
 def test_pairs_are_read_from_two_columns(models, tmp_path):
     pairs = list(reversed(TEXTS))
     source = write_table(tmp_path / "in.tsv", [["a", "b"], *zip(TEXTS, pairs, strict=True)], "\t")
-    columns = ["--text-column", "a", "--text-pair-column", "b"]
+    columns = ["--text_column", "a", "--text_pair_column", "b"]
     rows = read_lines(label(models["single"], source, tmp_path / "out.jsonl", *columns))
     expected = logits(models["single"], TEXTS, pairs).softmax(-1)
     assert [row["probability_good"] for row in rows] == pytest.approx(expected[:, 2].tolist(), abs=2e-6)
@@ -249,9 +249,9 @@ def test_a_bad_row_is_named_with_its_place_before_the_model_is_opened(tmp_path, 
         (["--input", "nowhere.csv"], "--input nowhere.csv: there is no such file"),
         (["--output", "nowhere/out.csv"], "--output nowhere/out.csv: the folder nowhere does not exist"),
         (["--output", "out"], "out: files end in .csv, .tsv or .jsonl; found no suffix"),
-        (["--rows-at-once", "0"], "--rows-at-once must be 1 or more, found 0"),
-        (["--rows-at-once", "many"], "invalid int value: 'many'"),
-        (["--text-column", "a", "--text-pair-column", "b"], "has no column a, b; its columns: id, text"),
+        (["--rows_at_once", "0"], "--rows_at_once must be 1 or more, found 0"),
+        (["--rows_at_once", "many"], "invalid int value: 'many'"),
+        (["--text_column", "a", "--text_pair_column", "b"], "has no column a, b; its columns: id, text"),
         (["--device", "gpu"], "--device gpu cannot be used here"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--model", "nowhere"], "nowhere is not a folder: give the model folder of a run"),
@@ -292,7 +292,7 @@ def test_a_failure_half_way_leaves_the_old_output_and_no_new_one(models, reviews
     for target, words in (("new.csv", []), ("old.csv", ["--overwrite"])):
         calls.clear()
         with pytest.raises(RuntimeError, match="out of memory"):
-            label(models["single"], reviews, tmp_path / target, "--rows-at-once", 2, *words)
+            label(models["single"], reviews, tmp_path / target, "--rows_at_once", 2, *words)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["in.csv", "old.csv"]
     assert (tmp_path / "old.csv").read_text(encoding="utf-8") == "old"
 

@@ -113,7 +113,9 @@ def make_tokenizer(pairs_have_types: bool = True, padding: bool = True) -> trans
     )
 
 
-def make_checkpoint(folder: Path, architecture: str = "bert", seed: int = 0, scale: float = 0.3, **settings: object) -> Path:
+def make_checkpoint(
+    folder: Path, architecture: str = "bert", seed: int = 0, scale: float = 0.3, **settings: object
+) -> Path:
     """Save a tiny body of ``architecture`` with random weights and its tokenizer; returns ``folder``."""
     config_class, model_class, own = ARCHITECTURES[architecture]
     has_types = architecture in ("bert", "electra", "albert", "deberta-v2")

@@ -12,6 +12,7 @@ from tiny import make_checkpoint
 from toy import launch_two, write_reviews
 
 import hf_transfer as ht
+from hf_transfer.folder import OUTPUTS
 from hf_transfer.report import read_results
 
 pytestmark = pytest.mark.recipe
@@ -56,6 +57,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, checkpoint):
         "checkpoints",
         "model",
     }
+    assert {path.name for path in folder.iterdir()} <= set(OUTPUTS), "what --overwrite clears away"
     results = read_results(folder)
     assert results["schema"] == "hf-transfer/results/1"
     assert results["artefact"] == results["artefact"] | {"kind": "full", "path": "model", "proved": True}
