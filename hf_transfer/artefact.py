@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from hf_transfer.adapt.base import Adapted
 from hf_transfer.adapt.lora import save_adapter
@@ -62,7 +63,7 @@ def save_artefact(
         "problem": labels.problem,
         "label_names": list(labels.names),
         "max_length": max_length,
-        "base_checkpoint": pretrained.checkpoint_id,
+        "base_checkpoint": _from_anywhere(pretrained.checkpoint_id),
         "base_revision": pretrained.revision,
         "base_sha256": pretrained.sha256,
         "keeps_head": keeps_head,
@@ -97,7 +98,7 @@ def write_model(
         temporary.mkdir(parents=True)
         if adapted is not None and adapted.strategy == "lora":
             revision = pretrained.revision or None
-            save_adapter(temporary, model, adapted.initial_update, pretrained.checkpoint_id, revision)
+            save_adapter(temporary, model, adapted.initial_update, metadata["base_checkpoint"], revision)
         else:
             model.config._name_or_path = ""  # a path of this machine says nothing to others
             model.save_pretrained(temporary)
@@ -107,8 +108,14 @@ def write_model(
         (temporary / "README.md").write_text(notes, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # a full disk is the last one while tensors are written
         raise RunError(f"the model could not be saved to {folder} ({error}).") from error
+
+
+def _from_anywhere(checkpoint_id: str) -> str:
+    """A folder's full path, so that an adapter finds its base from any working directory; anything else as it is."""
+    folder = Path(checkpoint_id).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else checkpoint_id
 
 
 def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_transfer.errors import InputError, RunError
+from hf_transfer.launch import whole_tensor
 from hf_transfer.records import RunState
 
 AVERAGES = ("exp_avg", "exp_avg_sq", "step")
@@ -32,7 +33,7 @@ AVERAGES = ("exp_avg", "exp_avg_sq", "step")
 def read_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
     """Copies of the named parameters on the host, whole even where processes hold shards. All processes call it."""
     wanted = set(names)
-    return {name: _whole(p) for name, p in model.named_parameters() if name in wanted}
+    return {name: whole_tensor(p) for name, p in model.named_parameters() if name in wanted}
 
 
 def write_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -151,20 +152,12 @@ def load_checkpoint(
 def _read_averages(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     names = {id(p): name for name, p in module.named_parameters()}
     return {
-        f"{names[id(p)]}|{key}": _whole(value)
+        f"{names[id(p)]}|{key}": whole_tensor(value)
         for group in optimizer.param_groups
         for p in group["params"]
         for key, value in optimizer.state.get(p, {}).items()
         if key in AVERAGES
     }
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the host, not sharing memory; shards are gathered."""
-    tensor = tensor.detach()
-    if hasattr(tensor, "full_tensor"):
-        tensor = tensor.full_tensor()
-    return tensor.to("cpu", copy=True).contiguous()
 
 
 def _like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:

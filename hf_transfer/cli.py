@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,7 @@ def _run(words: Sequence[str]) -> None:
 def _predict(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="hf-transfer predict",
+        allow_abbrev=False,
         description="Label the texts of a file with a saved model, in constant memory.",
         epilog="The output has the input's columns, then `predicted` and one `probability_NAME` per class.",
     )
@@ -94,6 +96,8 @@ def exit_codes() -> Iterator[None]:
             print(f"hf-transfer: {len(error.problems)} problem{'s' * (len(error.problems) > 1)}", file=sys.stderr)
             for problem in error.problems:
                 print(f"  - {problem}", file=sys.stderr)
+        else:
+            time.sleep(1)  # a launcher ends all processes with the first one: let that be the one that has spoken
         sys.exit(error.exit_code)
     except RunError as failure:
         print(f"hf-transfer: the run failed: {failure}", file=sys.stderr)

@@ -349,9 +349,9 @@ class RunConfig:
                 found.append(f"--{name} is empty: give a value, or leave it out for the default.")
         for section in (self.data, self.model, self.adapt, self.train, self.evaluate, self.publish):
             found += section.problems()
-        if self.publish.export == "merged" and self.adapt.strategy != "lora":
+        if self.publish.export and self.adapt.strategy != "lora":
             found.append(
-                f"--publish.export merged needs --adapt.strategy lora, found {self.adapt.strategy}: "
+                f"--publish.export {self.publish.export} needs --adapt.strategy lora, found {self.adapt.strategy}: "
                 "the other strategies already save a full model."
             )
         if self.adapt.strategy == "lora" and self.model.checkpoint.startswith("scratch:"):

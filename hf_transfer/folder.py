@@ -17,8 +17,8 @@ from hf_transfer.errors import InputError
 from hf_transfer.train import RunFolder
 
 OUTPUTS = ("results.json", "report.md", "log.jsonl", "config.yaml", "model", "merged", "checkpoints")
-# settings that may change between a stop and its continuation without changing a number; where data come from may
-# change as well, since the fingerprint of their contents may not
+# Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a
+# window changes dropout's draws only), and where data come from may change since the fingerprint may not.
 FREE_TO_CHANGE = {"checkpoint_steps", "keep_checkpoints", "resume", "tokens_per_micro_batch", "source", "subset"}
 
 
@@ -35,6 +35,8 @@ def check_output_dir(config: RunConfig) -> Path:
             f"--output_dir {folder} already holds a finished run (results.json): choose another folder, or pass "
             "--overwrite to replace it."
         )
+    if folder.resolve() in (Path(folder.resolve().anchor), Path.home()):
+        raise InputError(f"--output_dir {folder} is no place for a run's files: choose a folder of its own.")
     taken = [name for name in OUTPUTS if os.path.lexists(folder / name)]
     if taken and not config.overwrite and not _is_of_a_run(folder):
         raise InputError(
@@ -82,8 +84,17 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
             else:
                 path.unlink(missing_ok=True)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        _bring_best(resume_from, folder / "checkpoints")
     accelerator.wait_for_everyone()
     return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+
+
+def _bring_best(resume_from: Path | None, checkpoints: Path) -> None:
+    """The best step so far lies beside the checkpoint; a run that continues it elsewhere needs it there."""
+    if resume_from is None or resume_from.parent.resolve() == checkpoints.resolve():
+        return
+    if (resume_from.parent / "best").is_dir():
+        shutil.copytree(resume_from.parent / "best", checkpoints / "best", dirs_exist_ok=True)
 
 
 def _is_of_a_run(folder: Path) -> bool:

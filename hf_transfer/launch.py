@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 import sys
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from hf_transfer.config import TrainConfig
 from hf_transfer.errors import InputError
@@ -71,6 +74,44 @@ def choose_precision(wanted: str, model_type: str) -> str:
     if wanted == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError("--train.precision bf16: this GPU has no bf16 units; use fp16 or fp32.")
     return wanted
+
+
+def make_shell(model: nn.Module, accelerator: Accelerator) -> Any:
+    """A copy of ``model`` without its parameters' memory, to be filled with whole ones where training shards them.
+
+    None where nothing is sharded. Made before training, because a sharded module cannot be copied.
+    """
+    if not getattr(accelerator, "is_fsdp2", False):
+        return None
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, empty)  # buffers are copied as they are: some are in no state dict
+
+
+def whole_model(model: nn.Module, shell: Any, accelerator: Accelerator) -> nn.Module:
+    """``model`` as plain modules in fp32, whole on the main process. All processes call it.
+
+    Without a shell it is ``model`` itself, less what half precision wrapped around its forward pass.
+    """
+    module = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if shell is None:
+        return module
+    state = {name: whole_tensor(tensor) for name, tensor in module.state_dict().items()}
+    if accelerator.is_main_process:
+        shell.load_state_dict(state, assign=True)
+        if hasattr(shell, "tie_weights"):
+            shell.tie_weights()
+    return shell
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host, not sharing memory; shards are gathered, in which all processes take part."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.to("cpu", copy=True).contiguous()
 
 
 def precision_name(accelerator: Accelerator) -> str:

@@ -461,8 +461,16 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 """Every metric by name, in the order in which messages list them."""
 
 DEFAULTS: dict[Problem, tuple[str, ...]] = {
-    "single_label": ("accuracy", "f1_macro"),
-    "multi_label": ("f1_micro", "f1_macro", "subset_accuracy"),
-    "regression": ("pearson", "spearman", "mae"),
+    "single_label": (
+        "accuracy",
+        "f1_macro",
+        "f1_weighted",
+        "precision_macro",
+        "recall_macro",
+        "mcc",
+        "log_loss",
+    ),
+    "multi_label": ("f1_micro", "f1_macro", "subset_accuracy", "precision_micro", "recall_micro"),
+    "regression": ("pearson", "spearman", "mae", "rmse"),
 }
 """What ``default_metrics`` gives."""

@@ -17,7 +17,7 @@ from hf_transfer.artefact import save_artefact
 from hf_transfer.config import RunConfig, check_config
 from hf_transfer.errors import InputError
 from hf_transfer.folder import check_output_dir, open_run_folder
-from hf_transfer.launch import peak_memory_bytes, precision_name, start_processes
+from hf_transfer.launch import make_shell, peak_memory_bytes, precision_name, start_processes, whole_model
 from hf_transfer.metrics import METRICS, check_metrics, default_metrics, score
 from hf_transfer.predict import predict
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained, longest_input
@@ -73,6 +73,7 @@ def run(config: RunConfig) -> RunResult:
     encoded = task.encode(splits, labels, pretrained.tokenizer, max_length)
     adapted = apply_strategy(pretrained, config.adapt)
     accelerator = start_processes(config.train, found.model_type, len(adapted.stages))
+    shell = make_shell(adapted.model, accelerator)
     functions = bind(task, labels, pretrained.tokenizer, config.train.label_smoothing)
 
     def predict_rows(rows: Any, model: Any) -> Predictions:
@@ -106,7 +107,7 @@ def run(config: RunConfig) -> RunResult:
     evaluate_seconds = time.perf_counter() - started
 
     # artefact and report
-    accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)
+    adapted = dataclasses.replace(adapted, model=whole_model(adapted.model, shell, accelerator))
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         proof = splits.train.select(range(min(PROOF_EXAMPLES, len(splits.train))))

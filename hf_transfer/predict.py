@@ -52,6 +52,10 @@ def predict(
                 kept.append(outputs)
     for m in was_training:
         m.training = True
+    for m in module.modules():
+        # FSDP2 keeps the outermost parameters whole after a forward pass; what is written to them would be lost
+        if hasattr(m, "reshard"):
+            m.reshard()
     parts = [(np.concatenate(positions), torch.cat(kept).numpy())] if positions else []
     return _in_order(rows, gather_object(parts), functions.decide)
 

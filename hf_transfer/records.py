@@ -18,9 +18,6 @@ if TYPE_CHECKING:  # importing hf_transfer must not import any of these (0.3 s l
 Problem = Literal["single_label", "multi_label", "regression"]
 Role = Literal["in_domain", "shifted"]
 
-IGNORED_LABEL = -100
-"""The label value that carries no loss, as in ``torch.nn.functional.cross_entropy``."""
-
 
 @dataclass(frozen=True)
 class DomainTable:

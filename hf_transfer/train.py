@@ -260,8 +260,9 @@ def learn_window(
             if counts:
                 loss_sum += loss.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = accelerator.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
-    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # sharded gradients give a sharded norm
+    accelerator.unscale_gradients(optimizer)
+    found: Any = nn.utils.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
+    norm = float(found.full_tensor() if hasattr(found, "full_tensor") else found)  # of shards it is itself sharded
     # fp16's scaler looks for itself, because overflow while it finds its scale is expected
     stepped = math.isfinite(norm) or accelerator.scaler is not None
     if stepped:

@@ -140,11 +140,9 @@ def test_freezing_the_encoder_of_an_encoder_decoder_leaves_the_decoder_alone(fol
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_can_be_frozen_in_part_and_keeps_its_head_learning(folders, architecture, spec):
     adapted = freeze(folders[architecture], spec)
-    named = dict(adapted.model.named_parameters())
     assert set(adapted.head_names) <= set(adapted.summary.names)
-    assert len(adapted.summary.names) < len(named)
-    frozen_embeddings = not adapted.model.get_input_embeddings().weight.requires_grad
-    assert frozen_embeddings
+    assert len(adapted.summary.names) < len(list(adapted.model.parameters()))
+    assert not adapted.model.get_input_embeddings().weight.requires_grad
 
 
 def dropouts(module: nn.Module) -> list[bool]:

@@ -145,7 +145,8 @@ def test_a_file_that_states_its_floor_states_the_right_one(module):
 @pytest.mark.parametrize("dependency", DOORS)
 def test_a_dependency_is_imported_through_its_doors_only(dependency):
     found = {module for module in ALL for _, name, _ in imports_of(tree_of(module)) if name.split(".")[0] == dependency}
-    assert found == DOORS[dependency], "open no new door for it; if it must be, here is the list to change"
+    assert found <= DOORS[dependency], "open no new door for it; if it must be, change DOORS and say why"
+    assert found >= DOORS[dependency], "a door that nobody uses any more: take it out of DOORS"
 
 
 def test_there_is_one_backward_and_it_is_in_the_loop():

@@ -80,7 +80,7 @@ def grouped(folder, train=None, **adapt):
     return adapted, parameter_groups(adapted, adapted.stages[-1], train or TrainConfig())
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "albert", "bart", "t5", "gpt2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "probe"])
 def test_every_trainable_parameter_is_in_one_group_and_no_vector_decays(folders, architecture, strategy):
     adapted, groups = grouped(folders[architecture], strategy=strategy)

@@ -196,8 +196,9 @@ def test_training_in_stages_runs_end_to_end(tmp_path, checkpoint, unproved, adap
     assert result.shift.in_domain_mean > 0.6
 
 
-def test_two_processes_give_the_run_of_one(tmp_path, checkpoint, root):
-    """Uneven data, two processes, two threads of launch: same rates and losses, each example scored once."""
+@pytest.mark.parametrize("script", ["recipes/text_cls.py", "tests/two_processes_fsdp.py"], ids=["ddp", "fsdp2"])
+def test_two_processes_give_the_run_of_one(tmp_path, checkpoint, root, script):
+    """Uneven data, whole or sharded parameters: same rates and losses, each example scored once, a proved artefact."""
     source = write_reviews(tmp_path, count=41)
     flags = {
         "--data.source": source,
@@ -209,10 +210,11 @@ def test_two_processes_give_the_run_of_one(tmp_path, checkpoint, root):
         "--evaluate.resamples": 200,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    launch_two(root / "recipes" / "text_cls.py", *words, "--output_dir", tmp_path / "two")
+    launch_two(root / script, *words, "--output_dir", tmp_path / "two")
     ht.run(ht.load_config([*words, "--output_dir", str(tmp_path / "one")], "test"))
     one, two = read_results(tmp_path / "one"), read_results(tmp_path / "two")
     assert two["environment"]["world_size"] == 2
+    assert two["artefact"]["proved"] is True
     logs = [log_of(tmp_path / name) for name in ("one", "two")]
     assert [r["learning_rate"] for r in logs[0]] == [r["learning_rate"] for r in logs[1]]
     np.testing.assert_allclose([r["loss"] for r in logs[0]], [r["loss"] for r in logs[1]], rtol=1e-3)
