@@ -29,7 +29,7 @@ def main() -> None:
             ht.RunConfig(
                 data=ht.DataConfig(source=given.data, train_domains=("books", "dvd")),
                 adapt=ht.AdaptConfig(strategy=strategy),
-                train=ht.TrainConfig(learning_rate=LEARNING_RATES.get(strategy)),
+                train=ht.TrainConfig(epochs=2, learning_rate=LEARNING_RATES.get(strategy)),
                 output_dir=f"{given.output}/{strategy}",
                 overwrite=True,
             )
