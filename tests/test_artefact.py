@@ -221,7 +221,7 @@ def test_an_artefact_that_does_not_give_the_same_logits_ends_the_run(tmp_path, m
         (folder / "model.safetensors").unlink()
 
     monkeypatch.setattr("hf_transfer.artefact.write_model", write_nothing)
-    with pytest.raises(RunError, match=r"a fresh process cannot open it.*holds no \.safetensors weights"):
+    with pytest.raises(RunError, match=r"a fresh process cannot open it.*holds no \.safetensors file"):
         save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, None, proof)
 
 

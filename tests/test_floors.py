@@ -57,7 +57,7 @@ DOORS = {
     "pyarrow": {"sources/base", "sources/files"},
     "rich": {"report/console", "report/progress"},
     "sacrebleu": set(),
-    "safetensors": {"adapt/lora", "checkpoint", "loading", "pretrained"},
+    "safetensors": {"artefact", "adapt/lora", "checkpoint", "loading", "pretrained"},
     "scipy": {"metrics"},
     "sklearn": {"metrics"},
     "transformers": {"pretrained"},

@@ -17,6 +17,14 @@ def _is_local(address: object) -> bool:
         return host == "localhost"
 
 
+def _is_address(host: object) -> bool:
+    try:
+        ipaddress.ip_address(str(host))
+    except ValueError:
+        return False
+    return True
+
+
 def _refuse(self: socket.socket, address: object) -> None:
     if not _is_local(address):
         raise ConnectionRefusedError(f"tests make no connections, and something tried {address}")
@@ -24,7 +32,7 @@ def _refuse(self: socket.socket, address: object) -> None:
 
 
 def _refuse_name(host: object, *rest: object, **named: object) -> list:
-    if host in (None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()):
+    if host in (None, "", "localhost", socket.gethostname()) or _is_address(host):
         return _resolve(host, *rest, **named)
     raise socket.gaierror(f"tests look up no names, and something tried {host}")
 
