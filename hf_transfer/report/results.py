@@ -109,7 +109,7 @@ def describe_environment(world_size: int, device: str, precision: str) -> dict[s
         "precision": precision,
         "packages": {"hf-transfer-learning": __version__, **{name: _installed(name) for name in PACKAGES}},
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
