@@ -321,20 +321,6 @@ def _prepare(
     return model, optimizer
 
 
-def _save(
-    folder: RunFolder,
-    model: nn.Module,
-    names: Collection[str],
-    optimizer: torch.optim.Optimizer,
-    state: RunState,
-    config: TrainConfig,
-    accelerator: Accelerator,
-) -> None:
-    checkpoint.save_checkpoint(
-        folder.checkpoints, model, names, optimizer, state, folder.identity, config.keep_checkpoints, accelerator
-    )
-
-
 def _my_batches(
     rows: Dataset,
     window: np.ndarray,
