@@ -11,26 +11,37 @@ from hf_transfer.version import __version__
 
 if TYPE_CHECKING:
     from hf_transfer.adapt import apply_strategy
+    from hf_transfer.command_line import load_config
+    from hf_transfer.compare_runs import CompareResult, compare
     from hf_transfer.config import (
         AdaptConfig,
+        BudgetConfig,
+        CompareConfig,
         DataConfig,
         EvaluateConfig,
         ModelConfig,
         PublishConfig,
+        ReportConfig,
         RunConfig,
         TrainConfig,
-        load_config,
     )
     from hf_transfer.errors import InputError, RunError
     from hf_transfer.loading import LoadedModel, load
     from hf_transfer.page import RunResult, run
     from hf_transfer.pretrained import find_checkpoint, load_pretrained
+    from hf_transfer.rebuild import rebuild_report
     from hf_transfer.sources import load_source
     from hf_transfer.splits import split_by_domain
 
 _HOMES = {
     "run": "page",
     "RunResult": "page",
+    "compare": "compare_runs",
+    "CompareResult": "compare_runs",
+    "rebuild_report": "rebuild",
+    "CompareConfig": "config",
+    "BudgetConfig": "config",
+    "ReportConfig": "config",
     "load": "loading",
     "LoadedModel": "loading",
     "RunConfig": "config",
@@ -40,7 +51,7 @@ _HOMES = {
     "TrainConfig": "config",
     "EvaluateConfig": "config",
     "PublishConfig": "config",
-    "load_config": "config",
+    "load_config": "command_line",
     "InputError": "errors",
     "RunError": "errors",
     "load_source": "sources",
@@ -54,6 +65,12 @@ __all__ = [
     "__version__",
     "run",
     "RunResult",
+    "compare",
+    "CompareResult",
+    "rebuild_report",
+    "CompareConfig",
+    "BudgetConfig",
+    "ReportConfig",
     "load",
     "LoadedModel",
     "RunConfig",

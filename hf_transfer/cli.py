@@ -1,4 +1,4 @@
-"""Floor 6: the command line: `hf-transfer run`, `hf-transfer predict`, and what recipes call.
+"""Floor 6: the command line: `hf-transfer run`, `compare`, `report` and `predict`, and what recipes call.
 
 Nothing heavy is imported before a command line has been read and found right.
 """
@@ -12,9 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.version import __version__
+
+SECONDS_FOR_THE_FIRST_PROCESS = 30
+"""How long the other processes of a launch leave it to the first one to say what is wrong.
+
+It ends with the first process, so it costs nothing where all find the same; on a busy machine, reading a large data set
+takes one process seconds longer than another."""
 
 USAGE = """usage: hf-transfer COMMAND [...]
 
@@ -22,6 +29,8 @@ Adapt a pretrained transformer to your text, and learn what it is worth outside 
 
 commands:
   run      adapt, score by domain, save, prove and report; `hf-transfer run --help` lists every setting
+  compare  several strategies, controls and seeds on the same data: which is best, and is it real?
+  report   the report again, from the results.json of one comparison or of several runs
   predict  labels and probabilities for the texts of a file; `hf-transfer predict --help`
 
   --version, --help
@@ -33,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "run": _run,
+        "compare": _compare,
+        "report": _report,
         "predict": _predict,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -42,17 +53,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         with exit_codes():
             if words[0] not in commands:
-                raise InputError(f"there is no command {words[0]!r}: use run or predict.")
+                raise InputError(f"there is no command {words[0]!r}: use run, compare, report or predict.")
             commands[words[0]](words[1:])
 
 
 def _run(words: Sequence[str]) -> None:
-    from hf_transfer.config import load_config
+    from hf_transfer.command_line import load_config
 
     config = load_config(words, "hf-transfer run")
     from hf_transfer.page import run
 
     run(config)
+
+
+def _compare(words: Sequence[str]) -> None:
+    from hf_transfer.command_line import read_command_line
+    from hf_transfer.config import CompareConfig
+
+    config = read_command_line(words, "hf-transfer compare", CompareConfig)
+    from hf_transfer.compare_runs import compare
+
+    compare(config)
+
+
+def _report(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="hf-transfer report",
+        allow_abbrev=False,
+        description="Write the report of a comparison again, or join runs that were made at different times.",
+    )
+    parser.add_argument("folder", nargs="+", help="folder of a comparison or of a run, or a results.json")
+    parser.add_argument("--output_dir", help="where to write (default: the comparison's own folder)")
+    given = parser.parse_args(list(words))
+    from hf_transfer.rebuild import rebuild_report
+    from hf_transfer.report import print_comparison
+
+    results, folder = rebuild_report(given.folder, given.output_dir)
+    print_comparison(results, output_dir=folder)
 
 
 def _predict(words: Sequence[str]) -> None:
@@ -88,20 +125,36 @@ def _predict(words: Sequence[str]) -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Say what went wrong inside in plain words, once, and leave with its exit code."""
+    """Say what went wrong inside in plain words, once, and leave with its exit code.
+
+    Of several processes the first one speaks (``RANK`` is 0 or not set). `torchrun` and `accelerate launch` then end
+    the others, add a summary of their own, and leave with 1 whatever the exit code was.
+    """
     try:
         yield
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # every process finds the same problems
-            print(f"hf-transfer: {len(error.problems)} problem{'s' * (len(error.problems) > 1)}", file=sys.stderr)
-            for problem in error.problems:
-                print(f"  - {problem}", file=sys.stderr)
-        else:
-            time.sleep(1)  # a launcher ends all processes with the first one: let that be the one that has spoken
-        sys.exit(error.exit_code)
+        problems = [f"  - {problem}" for problem in error.problems]
+        _leave(error.exit_code, f"{len(problems)} problem{'s' * (len(problems) > 1)}", *problems)
     except RunError as failure:
-        print(f"hf-transfer: the run failed: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code)
+        _leave(failure.exit_code, f"the run failed: {failure}")
     except KeyboardInterrupt:
-        print("hf-transfer: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("hf-transfer: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave(exit_code: int, *lines: str) -> NoReturn:
+    """Print ``lines`` and exit; every process but the first waits before it speaks, to be ended by the launcher.
+
+    A launcher ends all processes when one has left: were another quicker than the first, nobody would have spoken. Who
+    is still there after the wait has found what the first has not, such as a file that is missing on its machine.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        if rank != "0":
+            time.sleep(SECONDS_FOR_THE_FIRST_PROCESS)
+        speaker = "hf-transfer" if rank == "0" else f"hf-transfer, process {rank}"
+        print(f"{speaker}: " + "\n".join(lines), file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        exit_code = 130
+    sys.exit(exit_code)

@@ -1,30 +1,26 @@
 """Floor 0: every field of a run, with its default, its sentence and its checks. The only home of a default.
 
-Reading order of a command line: the task's defaults, then the YAML file of ``--config``, then the flags, wherever
-they stand. Unknown names are refused with the nearest known ones; problems of meaning are collected and reported
-together, before anything is loaded. jsonargparse is imported only here, and only when a command line is read; it
-reads numbers, switches and choices, while text is taken as it is written, because YAML would make "#" or "~" nothing.
+Problems of meaning are collected and reported together, before anything is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import re
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from hf_transfer.errors import InputError
+from hf_transfer.fields import fits, flatten, in_words, kinds_of, nearest
 
 STRATEGIES = ("probe", "freeze", "lora", "full")
+CONTROLS = ("before", "scratch", "tfidf", "majority")
+SEED_LIMIT = 2**32
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-SWITCH_WORDS = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,12 @@ class DataConfig:
     """Tokens per example; longer ones are cut and counted. Time grows with it, review data lose little at 256."""
     max_train_examples: int | None = None
     """Cap on train examples, drawn by seed, stratified by domain and label."""
+    target_examples: tuple[int, ...] = ()
+    """Labelled examples of a target domain to add to train; one number in a run, several (0,16,64,256) in compare."""
+    target_domains: tuple[str, ...] = ()
+    """Domains that target_examples come from: a run adds that many of each, compare takes each in turn; default: all shifted."""
+    with_source: bool = True
+    """False trains on the target examples alone: what shows whether the source helps or hurts (negative transfer)."""
     drop_leaks: bool = False
     """Remove train and validation examples that occur, exactly or nearly, in test."""
     near_duplicate_threshold: float = 0.8
@@ -90,10 +92,14 @@ class DataConfig:
         if self.label_separator == "":
             found.append("--data.label_separator is empty, which splits nothing: give a character such as |, or null.")
         found += _at_least("data", self, {"max_length": 8, "max_train_examples": 1})
-        for name in ("label_names", "train_domains", "test_domains"):
-            repeated = sorted({item for item in getattr(self, name) if getattr(self, name).count(item) > 1})
-            if repeated:
-                found.append(f"--data.{name} names {', '.join(repeated)} more than once: name each once.")
+        if any(count < 0 for count in self.target_examples):
+            found.append(f"--data.target_examples must be 0 or more, found {min(self.target_examples)}.")
+        if self.target_domains and not self.target_examples:
+            found.append("--data.target_domains does nothing without --data.target_examples: give both, or neither.")
+        if not self.with_source and self.target_examples in ((), (0,)):
+            found.append("--data.with_source false leaves nothing to train on: give --data.target_examples 64, say.")
+        for name in ("label_names", "train_domains", "test_domains", "target_domains", "target_examples"):
+            found += _repeated(f"data.{name}", getattr(self, name))
         return found
 
 
@@ -187,6 +193,8 @@ class TrainConfig:
     """Peak rate of the head; default 10x the body's for full and freeze (it starts random), else the body's."""
     layer_decay: float = 1.0
     """Factor on the rate from each layer to the one below (0.65-0.95 protects lower layers); 1 is off."""
+    max_seconds: float | None = None
+    """Stop after this many seconds of training, validation not counted; the rate falls with whichever limit is nearer."""
     window_size: int = 16
     """Examples per optimizer step, over all processes and micro-batches."""
     tokens_per_micro_batch: int = 8192
@@ -241,6 +249,8 @@ class TrainConfig:
         )
         if not 0 < self.epochs < math.inf:
             found.append(f"--train.epochs must be over 0 and finite, found {self.epochs}: try 3.")
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            found.append(f"--train.max_seconds must be over 0 and finite, found {self.max_seconds}: try 60.")
         for name in ("learning_rate", "head_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < 1:
@@ -286,6 +296,8 @@ class EvaluateConfig:
     """Bootstrap resamples per score."""
     selection: Literal["in_domain_validation", "last"] = "in_domain_validation"
     """Which step is kept: the best on in-domain validation, or the last. Test data never take part."""
+    controls: tuple[str, ...] = ()
+    """What the adapted model is compared with: any of `before`, `scratch`, `tfidf`, `majority`."""
     tokens_per_batch: int = 16_384
     """Tokens, padding included, per forward pass of evaluation on one process."""
 
@@ -294,6 +306,9 @@ class EvaluateConfig:
         found = _at_least("evaluate", self, {"resamples": 100, "tokens_per_batch": 1})
         if not 0 < self.confidence < 1:
             found.append(f"--evaluate.confidence must lie between 0 and 1, found {self.confidence}: try 0.95.")
+        found += _not_among("evaluate.controls", self.controls, CONTROLS) + _repeated(
+            "evaluate.controls", self.controls
+        )
         return found
 
 
@@ -303,6 +318,18 @@ class PublishConfig:
 
     export: Literal["adapter", "merged"] | None = None
     """For lora: `merged` also writes a full model with the update folded in; `adapter` (the default) does not."""
+
+    def problems(self) -> list[str]:
+        """Everything about this section that cannot work."""
+        return []
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report shows."""
+
+    show_examples: bool = False
+    """Quote test texts (the surest mistakes) in the report; off, because texts may be private."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
@@ -327,6 +354,8 @@ class RunConfig:
     """What is scored."""
     publish: PublishConfig = field(default_factory=PublishConfig)
     """What is made of the artefact."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """What the report shows."""
     output_dir: str = "runs/text_cls"
     """Folder for everything that a run leaves behind."""
     overwrite: bool = False
@@ -336,18 +365,18 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Everything in any section that cannot work, each with value, place and remedy."""
-        kinds = _kinds()
+        kinds = kinds_of(type(self))
         found = [
-            f"--{name} must be {_in_words(kinds[name])}, found {value!r}."
+            f"--{name} must be {in_words(kinds[name])}, found {value!r}."
             for name, value in flatten(self).items()
-            if not _fits(value, kinds[name])
+            if not fits(value, kinds[name])
         ]
         if found:  # the checks below compare numbers with numbers
             return found
         for name in ("data.source", "model.checkpoint", "output_dir"):
             if flatten(self)[name] == "":
                 found.append(f"--{name} is empty: give a value, or leave it out for the default.")
-        for section in (self.data, self.model, self.adapt, self.train, self.evaluate, self.publish):
+        for section in (self.data, self.model, self.adapt, self.train, self.evaluate, self.publish, self.report):
             found += section.problems()
         if self.publish.export and self.adapt.strategy != "lora":
             found.append(
@@ -359,92 +388,100 @@ class RunConfig:
                 f"--adapt.strategy lora adapts a pretrained body, and {self.model.checkpoint} is random and not saved "
                 "with the adapter: use full, or the checkpoint without scratch:."
             )
-        if not 0 <= self.seed < 2**32:
+        if not 0 <= self.seed < SEED_LIMIT:
             found.append(f"--seed must lie between 0 and 2**32 - 1, found {self.seed}: try 0.")
+        return found + self.problems_of_one_run()
+
+    def problems_of_one_run(self) -> list[str]:
+        """What a single run cannot do and a comparison can."""
+        found = []
+        if len(self.data.target_examples) > 1:
+            sizes = ",".join(map(str, self.data.target_examples))
+            found.append(
+                f"--data.target_examples {sizes}: a run takes one number; hf-transfer compare makes a run for each."
+            )
+        if "scratch" in self.evaluate.controls and self.model.checkpoint.startswith("scratch:"):
+            found.append(
+                f"--evaluate.controls scratch compares with random weights, and {self.model.checkpoint} starts from "
+                "them already: leave one of the two out."
+            )
         return found
 
 
-# Hugging Face users' names -> ours
-RENAMED = {
-    "learning_rate": "train.learning_rate",
-    "lr": "train.learning_rate",
-    "num_train_epochs": "train.epochs",
-    "max_steps": "train.max_steps",
-    "per_device_train_batch_size": "train.window_size",
-    "train_batch_size": "train.window_size",
-    "batch_size": "train.window_size",
-    "gradient_accumulation_steps": "train.tokens_per_micro_batch",
-    "auto_find_batch_size": "train.tokens_per_micro_batch",
-    "per_device_eval_batch_size": "evaluate.tokens_per_batch",
-    "model_name_or_path": "model.checkpoint",
-    "model_name": "model.checkpoint",
-    "model_revision": "model.revision",
-    "trust_remote_code": "model.trust_remote_code",
-    "dataset_name": "data.source",
-    "dataset_config_name": "data.subset",
-    "train_file": "data.source",
-    "text_column_name": "data.text_column",
-    "text_column_names": "data.text_column",
-    "label_column_name": "data.label_column",
-    "max_seq_length": "data.max_length",
-    "max_length": "data.max_length",
-    "max_train_samples": "data.max_train_examples",
-    "warmup_ratio": "train.warmup_fraction",
-    "warmup_steps": "train.warmup_fraction",
-    "lr_scheduler_type": "train.schedule",
-    "weight_decay": "train.weight_decay",
-    "max_grad_norm": "train.max_gradient_norm",
-    "label_smoothing_factor": "train.label_smoothing",
-    "eval_steps": "train.validation_steps",
-    "eval_strategy": "train.validation_steps",
-    "evaluation_strategy": "train.validation_steps",
-    "early_stopping_patience": "train.patience",
-    "save_steps": "train.checkpoint_steps",
-    "save_strategy": "train.checkpoint_steps",
-    "save_total_limit": "train.keep_checkpoints",
-    "resume_from_checkpoint": "train.resume",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "mixed_precision": "train.precision",
-    "metric_for_best_model": "evaluate.metrics",
-    "load_best_model_at_end": "evaluate.selection",
-    "lora_r": "adapt.lora_rank",
-    "lora_rank": "adapt.lora_rank",
-    "lora_alpha": "adapt.lora_alpha",
-    "lora_dropout": "adapt.lora_dropout",
-    "target_modules": "adapt.lora_targets",
-    "lora_target": "adapt.lora_targets",
-    "use_dora": "adapt.lora_use_dora",
-    "use_rslora": "adapt.lora_use_rslora",
-    "overwrite_output_dir": "overwrite",
-    "data_seed": "seed",
-}
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What each run of a comparison may spend, in place of epochs."""
+
+    examples: int | None = None
+    """Examples that each run learns from, repeats counted; a whole number of windows is taken."""
+    seconds: float | None = None
+    """Seconds of training for each run; `train.epochs` remains the upper limit."""
+
+    def problems(self) -> list[str]:
+        """Everything about this section that cannot work."""
+        found = _at_least("budget", self, {"examples": 1})
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            found.append(f"--budget.seconds must be over 0 and finite, found {self.seconds}: try 60.")
+        return found
 
 
-def load_config(argv: Sequence[str], prog: str, defaults: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read a command line into a checked ``RunConfig``.
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """Several runs over the same data, and what may be concluded from them."""
 
-    ``defaults`` are a recipe's own (dotted names). ``--help`` and ``--print_config`` print and raise SystemExit(0).
+    output_dir: str = "runs/compare"
+    """Folder for the comparison; each run has a folder below it."""
+    strategies: tuple[str, ...] = STRATEGIES
+    """Ways of adapting to compare."""
+    controls: tuple[str, ...] = CONTROLS
+    """What they are compared with: `before` (no adapting), `scratch` (random weights), `tfidf`, `majority`."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each strategy for each of these seeds; intervals then cover seeds as well as examples."""
+    matrix: bool = False
+    """Train on each domain in turn, and fill the matrix of sources by targets."""
+    leave_one_out: bool = False
+    """Train on all domains but one, for each domain in turn."""
+    learning_rates: tuple[str, ...] = ()
+    """Peak body rates that replace the defaults, `full=1e-4,lora=1e-3,scratch=5e-4`; `train.learning_rate` sets all at once."""
+    keep_models: Literal["first_seed", "all", "none"] = "first_seed"
+    """Which models are saved and proved to load: each strategy's first seed, all, or none."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """What each run may spend."""
 
-    Raises:
-        InputError: unknown names (with the nearest known ones), unreadable values, or settings that cannot work;
-            all of one kind at once.
-    """
-    kinds = _kinds()
-    values = {**flatten(RunConfig()), **(defaults or {})}
-    flags, switches, file_name = _read_flags(argv, kinds)
-    from_file = _read_yaml(file_name, kinds) if file_name is not None else {}
-    if {"-h", "--help"} & set(switches):
-        _build_parser(prog, values).parse_args(["--help"])
-    values |= _read_values(from_file | flags, kinds, lambda: _build_parser(prog, values))
-    config = check_config(_from_flat(values))
-    if "--print_config" in switches:
-        print(to_yaml(config), end="")
-        raise SystemExit(0)
-    return config
+    def problems_of_one_run(self) -> list[str]:
+        """Everything about the comparison that cannot work."""
+        found = self.budget.problems()
+        found += _not_among("strategies", self.strategies, STRATEGIES) + _repeated("strategies", self.strategies)
+        found += _not_among("controls", self.controls, CONTROLS) + _repeated("controls", self.controls)
+        found += _repeated("seeds", self.seeds)
+        if not self.strategies and not self.controls:
+            found.append("--strategies and --controls are both empty: name at least one of them.")
+        if not self.seeds:
+            found.append("--seeds is empty: name at least one, as in 0,1,2.")
+        wrong = [seed for seed in self.seeds if not 0 <= seed < SEED_LIMIT]
+        if wrong:
+            found.append(f"--seeds must lie between 0 and 2**32 - 1, found {wrong[0]}: try 0,1,2.")
+        if self.matrix and self.leave_one_out:
+            found.append("--matrix and --leave_one_out choose the train domains in two ways: use one of them.")
+        for name in ("matrix", "leave_one_out"):
+            if getattr(self, name) and self.data.target_examples:
+                found.append(f"--{name} and --data.target_examples make runs in two ways: compare them one by one.")
+        if self.evaluate.controls:
+            found.append("--evaluate.controls is for a single run: a comparison takes --controls.")
+        if self.train.resume:
+            found.append("--train.resume is for a single run: a comparison continues where it stopped by itself.")
+        return found + [problem for item in self.learning_rates for problem in _rate_problems(item)]
+
+    def learning_rate_of(self, name: str) -> float | None:
+        """Peak body rate of the strategy or control ``name``; None for its default."""
+        given = dict(item.split("=", 1) for item in self.learning_rates)
+        return float(given[name]) if name in given else self.train.learning_rate
 
 
-def check_config(config: RunConfig) -> RunConfig:
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def check_config(config: Config) -> Config:
     """Return ``config`` if it can work, else raise ``InputError`` with every problem."""
     problems = config.problems()
     if problems:
@@ -452,36 +489,25 @@ def check_config(config: RunConfig) -> RunConfig:
     return config
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and values of a config record, in the order of its fields."""
-    flat: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            flat.update(flatten(value, f"{prefix}{item.name}."))
-        else:
-            flat[prefix + item.name] = value
-    return flat
-
-
-def _from_flat(values: Mapping[str, Any]) -> RunConfig:
+def from_flat(values: Mapping[str, Any], record: type[Config]) -> Config:
+    """A ``record`` from dotted names and values."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         section, _, field_name = name.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[field_name] = value
-    return from_nested(nested)
+    return from_nested(nested, record)
 
 
-def from_nested(sections: Mapping[str, Any]) -> RunConfig:
-    """Build a ``RunConfig`` from nested plain dicts with readable values (a saved ``config.yaml``, say)."""
-    built = {}
-    hints = typing.get_type_hints(RunConfig)
-    for name, value in sections.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind):
-            value = kind(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})  # type: ignore[operator]
-        built[name] = value
-    return RunConfig(**built)
+def from_nested(sections: Mapping[str, Any], record: type[Config]) -> Config:
+    """A ``record`` from nested plain dicts with readable values (a saved ``config.yaml``, say)."""
+    hints = typing.get_type_hints(record)
+
+    def build(name: str, value: Any) -> Any:
+        if not dataclasses.is_dataclass(hints[name]):
+            return tuple(value) if isinstance(value, list) else value
+        return hints[name](**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+
+    return record(**{name: build(name, value) for name, value in sections.items()})
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -518,15 +544,6 @@ def freeze_problems(text: str) -> list[str]:
     ]
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Up to three known names that look like ``name``, joined for a message; "" if none does."""
-    last = name.rsplit(".", 1)[-1]
-    by_last = {item.rsplit(".", 1)[-1]: item for item in known}
-    close = difflib.get_close_matches(name, known, 3, 0.7)
-    close += [by_last[item] for item in difflib.get_close_matches(last, list(by_last), 3, 0.75)]
-    return ", ".join(dict.fromkeys(close))
-
-
 def _at_least(section: str, record: Any, floors: Mapping[str, float]) -> list[str]:
     found = []
     for name, floor in floors.items():
@@ -536,235 +553,26 @@ def _at_least(section: str, record: Any, floors: Mapping[str, float]) -> list[st
     return found
 
 
-def _kinds(record: type = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Dotted names of all fields and their types."""
-    kinds: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(record).items():
-        kinds |= _kinds(kind, f"{name}.") if dataclasses.is_dataclass(kind) else {prefix + name: kind}  # type: ignore[arg-type]
-    return kinds
+def _repeated(name: str, items: Sequence[Any]) -> list[str]:
+    repeated = sorted({item for item in items if items.count(item) > 1})
+    return [f"--{name} names {', '.join(map(str, repeated))} more than once: name each once."] if repeated else []
 
 
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, else the type itself."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+def _not_among(name: str, items: Sequence[str], known: Sequence[str]) -> list[str]:
+    wrong = [item for item in items if item not in known]
+    if not wrong:
+        return []
+    close = nearest(wrong[0], known)
+    hint = f" Did you mean {close}?" if close else ""
+    return [f"--{name} names {', '.join(map(repr, wrong))}, which is not known.{hint} There are {', '.join(known)}."]
 
 
-def _is_list(kind: Any) -> bool:
-    return typing.get_origin(kind) is tuple
-
-
-def _is_optional_text(kind: Any) -> bool:
-    return set(_choices(kind)) == {str, types.NoneType}
-
-
-def _options(kind: Any) -> tuple[str, ...]:
-    """The words that a field may hold; () where it may hold others."""
-    return tuple(
-        word for choice in _choices(kind) if typing.get_origin(choice) is Literal for word in typing.get_args(choice)
-    )
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether ``value`` is of the type ``kind``, a list counting as a tuple and a whole number as a float."""
-    for choice in _choices(kind):
-        if typing.get_origin(choice) is Literal:
-            ok = isinstance(value, str) and value in _options(choice)
-        elif _is_list(choice):
-            ok = isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value)
-        elif choice in (int, float):
-            ok = isinstance(value, (int, choice)) and not isinstance(value, bool)
-        else:
-            ok = isinstance(value, choice)
-        if ok:
-            return True
-    return False
-
-
-def _in_words(kind: Any) -> str:
-    """What a field expects, for a message."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-    parts = [f"one of {', '.join(_options(kind))}"] if _options(kind) else []
-    parts += ["a list of names"] if _is_list(kind) else []
-    return " or ".join([*parts, *(words[choice] for choice in _choices(kind) if choice in words)])
-
-
-def _unknown(name: str, known: Iterable[str], shown: str) -> str:
-    renamed = RENAMED.get(name) or RENAMED.get(name.rpartition(".")[2])
-    if renamed:
-        return f"{shown} is called --{renamed} here: run with --help for its meaning."
-    close = nearest(name, list(known))
-    hint = f"did you mean {', '.join('--' + item for item in close.split(', '))}?" if close else "see --help for all."
-    return f"{shown} is not a setting: {hint}"
-
-
-def _read_flags(argv: Sequence[str], kinds: Mapping[str, Any]) -> tuple[dict[str, str | None], list[str], str | None]:
-    """Values by name as they are written (None for a null in place of text), the switches ``--help`` and ``--print_config``, and the file's name."""
-    given: dict[str, str | None] = {}
-    switches: list[str] = []
-    problems: list[str] = []
-    file_name = None
-    queue = list(argv)
-    while queue:
-        word = queue.pop(0)
-        if word in ("-h", "--help", "--print_config"):
-            switches.append(word)
-            continue
-        if not word.startswith("--"):
-            problems.append(f"{word!r} stands alone: settings are written --section.field value.")
-            continue
-        name, equals, value = word[2:].partition("=")
-        if name != "config" and name not in kinds:
-            problems.append(_unknown(name, kinds, f"--{name}"))
-            if not equals and queue and not queue[0].startswith("--"):
-                queue.pop(0)
-            continue
-        if not equals:
-            if queue and not queue[0].startswith("--"):
-                value = queue.pop(0)
-            elif kinds.get(name) is bool:
-                value = "true"
-            else:
-                example = _in_words(kinds[name]) if name in kinds else "the path of a YAML file"
-                problems.append(f"--{name} needs a value: {example}.")
-                continue
-        if name != "config":
-            given[name] = None if value == "null" and _is_optional_text(kinds[name]) else value
-        elif file_name is None:
-            file_name = value
-        else:
-            problems.append(f"--config stands twice ({file_name}, {value}): put all settings into one file.")
-    if problems:
-        raise InputError(problems)
-    return given, switches, file_name
-
-
-def _read_yaml(file_name: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names and values of a YAML file: text as it is written, None, or lists and mappings of these."""
-    import yaml
-
-    class TextLoader(yaml.SafeLoader):
-        """Reads no numbers, dates and switches: the label ``no`` stays ``no``, the revision ``0012`` stays ``0012``."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
-                    problem = f"`{key.value}` stands twice, and the second would replace the first"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            return super().construct_mapping(node, deep)
-
-    TextLoader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+def _rate_problems(item: str) -> list[str]:
+    name, equals, rate = item.partition("=")
+    if name not in (*STRATEGIES, "scratch") or not equals:
+        return [f"--learning_rates {item!r} must be STRATEGY=RATE with one of {', '.join(STRATEGIES)}, scratch."]
     try:
-        loaded = yaml.load(Path(file_name).read_text(encoding="utf-8"), TextLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {file_name} cannot be read ({error}): give the path of a YAML file.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        cause = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"--config {file_name}{line} is not readable YAML: {cause}.") from None
-    except (ValueError, RecursionError) as error:  # a value that its tag does not fit, a thousand open brackets
-        raise InputError(f"--config {file_name} is not readable YAML: {error}.") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise InputError(f"--config {file_name} holds a {type(loaded).__name__}: write `section:` and fields below it.")
-    flat: dict[str, Any] = {}
-    problems = []
-    sections = {name.split(".")[0] for name in kinds if "." in name}
-    for key, value in loaded.items():
-        if key not in sections:
-            flat[str(key)] = value
-        elif value is None or isinstance(value, dict):
-            flat.update({f"{key}.{name}": item for name, item in (value or {}).items()})
-        else:
-            problems.append(f"{file_name}: `{key}` must hold fields, found {value!r}.")
-    problems += [_unknown(name, kinds, f"{file_name}: `{name}`") for name in flat if name not in kinds]
-    if problems:
-        raise InputError(problems)
-    return flat
-
-
-def _read_values(given: Mapping[str, Any], kinds: Mapping[str, Any], build_parser: Callable[[], Any]) -> dict[str, Any]:
-    """The ``given`` values as what their fields hold; all unreadable ones are reported together."""
-    values: dict[str, Any] = {}
-    to_parse: dict[str, str] = {}
-    unreadable = []
-    for name, raw in given.items():
-        kind = kinds[name]
-        if _is_list(kind) or kind is str or _is_optional_text(kind):
-            values[name] = _read_list(raw) if _is_list(kind) else raw
-            if not _fits(values[name], kind):
-                unreadable.append(name)
-        elif kind is bool and isinstance(raw, str):
-            to_parse[name] = SWITCH_WORDS.get(raw.lower(), raw)
-        else:
-            to_parse[name] = raw if isinstance(raw, str) else json.dumps(raw, default=str)
-    parser: Any = build_parser() if to_parse else None  # half a second, mostly for its import
-    parsed: dict[str, Any] = {}
-    while to_parse:
-        try:
-            parsed = parser.parse_args([f"--{name}={raw}" for name, raw in to_parse.items()]).as_dict()
-            break
-        except Exception as error:  # jsonargparse wraps whatever went wrong in argparse's or its own error type
-            # it stops at the first one: note that, and ask about the others
-            found = re.search(r'Parser key "([^"]+)"', str(error))
-            if not found or found.group(1) not in to_parse:
-                raise InputError(" ".join(str(error).split())) from None
-            del to_parse[found.group(1)]
-            unreadable.append(found.group(1))
-    if unreadable:
-        raise InputError([_unreadable(name, given[name], kinds[name]) for name in given if name in unreadable])
-    for name in to_parse:
-        section, _, last = name.rpartition(".")
-        values[name] = parsed[section][last] if section else parsed[last]
-    return values
-
-
-def _unreadable(name: str, raw: Any, kind: Any) -> str:
-    close = difflib.get_close_matches(str(raw), _options(kind), 1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    found = "null" if raw is None else raw if isinstance(raw, str) else json.dumps(raw, default=str)
-    return f"--{name} is unreadable: expected {_in_words(kind)}, found {found!r}.{hint} See --help for its meaning."
-
-
-def _read_list(raw: Any) -> Any:
-    """``books,dvd`` and ``[books, dvd]`` as a tuple of names; what is neither comes back as it is.
-
-    Brackets are YAML, so that a quoted name may hold a comma: ``["Home, Garden", dvd]``.
-    """
-    import yaml
-
-    if raw is None:
-        return ()
-    if isinstance(raw, str) and raw.strip().startswith("["):
-        try:
-            raw = yaml.load(raw, yaml.BaseLoader)
-        except (yaml.YAMLError, RecursionError):
-            return raw
-    elif isinstance(raw, str):
-        items = [item.strip() for item in raw.split(",")]
-        quoted = [len(item) > 1 and item[0] == item[-1] and item[0] in "\"'" for item in items]
-        raw = [item[1:-1] if is_quoted else item for item, is_quoted in zip(items, quoted, strict=True)]
-        return tuple(item for item in raw if item)
-    return tuple(raw) if isinstance(raw, list) else raw
-
-
-def _build_parser(prog: str, values: Mapping[str, Any]) -> Any:
-    import jsonargparse
-
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        exit_on_error=False,
-        usage="%(prog)s [--config FILE] [--section.field VALUE ...]",
-        description="Adapt a pretrained transformer to your text, score it in and outside its training domain.",
-        epilog="A YAML file given by --config sets defaults; flags win over it. Exit codes: 0 done, 1 failed, 2 refused.",
-    )
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved config as YAML and stop.")
-    parser.add_class_arguments(RunConfig)
-    parser.set_defaults(dict(values))
-    return parser
+        ok = 0 < float(rate) < 1
+    except ValueError:
+        ok = False
+    return [] if ok else [f"--learning_rates {item!r}: the rate must lie between 0 and 1, as in {name}=1e-4."]

@@ -67,7 +67,7 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     """
     folder = Path(config.output_dir)
     resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
-    identity = {"fingerprint": fingerprint, "seed": config.seed, **_deciding(config)}
+    identity = {"fingerprint": fingerprint, "seed": config.seed, **deciding_settings(config)}
     if resume_from is not None:
         check_identity(resume_from, identity)
     accelerator.wait_for_everyone()  # all have looked before anything goes
@@ -106,7 +106,7 @@ def _is_of_a_run(folder: Path) -> bool:
     return re.findall(r"^(\w+):", text, re.MULTILINE) == [item.name for item in dataclasses.fields(RunConfig)]
 
 
-def _deciding(config: RunConfig) -> dict[str, object]:
+def deciding_settings(config: RunConfig) -> dict[str, object]:
     """Settings that decide the numbers of a run, flat."""
     sections: dict[str, Any] = {
         "data": config.data,

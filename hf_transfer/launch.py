@@ -38,6 +38,13 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
     return accelerator
 
 
+def leave_processes() -> None:
+    """Wait for all processes and leave their group; the accelerator that was started is at its end."""
+    accelerator = Accelerator()  # another handle of the same state
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def choose_precision(wanted: str, model_type: str) -> str:
     """``fp32``, ``bf16`` or ``fp16``. ``auto`` follows the launcher's choice, else bf16 on GPUs that have it.
 

@@ -26,8 +26,9 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from hf_transfer.config import nearest
+from hf_transfer.config import EvaluateConfig
 from hf_transfer.errors import InputError
+from hf_transfer.fields import nearest
 from hf_transfer.records import Predictions, Problem
 from hf_transfer.statistics import bootstrap_counts, derived_seed, percentile_interval
 
@@ -93,6 +94,24 @@ def check_metrics(names: Sequence[str], problem: Problem) -> list[str]:
         if names.count(name) > 1:
             found.append(f"--evaluate.metrics names `{name}` {names.count(name)} times: name it once.")
     return found
+
+
+def choose_metrics(evaluate: EvaluateConfig, problem: Problem, validation_count: int) -> tuple[str, ...]:
+    """The metrics to report, the selecting one first.
+
+    Raises:
+        InputError: they do not score ``problem``, or there is no validation example for the selecting one.
+    """
+    metrics = evaluate.metrics or default_metrics(problem)
+    problems = check_metrics(metrics, problem)
+    if not validation_count and evaluate.selection != "last":
+        problems.append(
+            "no validation example is left to choose the step by: raise --data.validation_fraction, or use "
+            "--evaluate.selection last."
+        )
+    if problems:
+        raise InputError(problems)
+    return tuple(metrics)
 
 
 def score(name: str, predictions: Predictions) -> float:

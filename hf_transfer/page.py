@@ -1,4 +1,8 @@
-"""Floor 5: the page. A run in named steps, from config to report; recipes, the command line and Python all call it."""
+"""Floor 5: the page. A run in named steps, from config to report; recipes, the command line and Python all call it.
+
+``run`` is one run and its controls; ``adapt`` is its middle, from text to scores and artefact, which a comparison
+calls for each of its runs.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,32 @@ from datasets import concatenate_datasets, disable_progress_bars
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.artefact import save_artefact
+from hf_transfer.comparison import compare_with_controls, join
 from hf_transfer.config import RunConfig, check_config
-from hf_transfer.errors import InputError
+from hf_transfer.control_runs import score_controls
+from hf_transfer.encoding import encode
+from hf_transfer.features import FeatureStore, stored_body
 from hf_transfer.folder import check_output_dir, open_run_folder
-from hf_transfer.launch import make_shell, peak_memory_bytes, precision_name, start_processes, whole_model
-from hf_transfer.metrics import METRICS, check_metrics, default_metrics, score
+from hf_transfer.launch import (
+    leave_processes,
+    make_shell,
+    peak_memory_bytes,
+    precision_name,
+    start_processes,
+    whole_model,
+)
+from hf_transfer.metrics import METRICS, choose_metrics, score
 from hf_transfer.predict import predict
-from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained, longest_input
-from hf_transfer.records import DomainSplits, LabelSpace, Predictions, ShiftReport
+from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
+from hf_transfer.records import Artefact, DomainSplits, LabelSpace, Predictions, Pretrained, ShiftReport, Text
 from hf_transfer.report import Progress, build_results, describe_environment, print_results
+from hf_transfer.report.examples import describe_calibration, describe_examples
 from hf_transfer.report.files import write_report
-from hf_transfer.shift import score_domains, shift_report, split_predictions
-from hf_transfer.sources import load_source
-from hf_transfer.splits import split_by_domain
+from hf_transfer.report.results import describe_training
+from hf_transfer.report.shown import surest_mistakes
+from hf_transfer.shift import predictions_by_role, score_test
 from hf_transfer.tasks import TASKS, bind
+from hf_transfer.text import read_text
 from hf_transfer.train import Chooser, plan_stages, train
 
 PROOF_EXAMPLES = 8
@@ -39,6 +55,7 @@ class RunResult:
     """What ``run`` returns; ``output_dir/results.json`` holds the same facts."""
 
     results: dict[str, Any]
+    """The contents of results.json on the main process; {} on others."""
     shift: ShiftReport
     predictions: Predictions
     """Of the examples of all test domains."""
@@ -56,21 +73,40 @@ def run(config: RunConfig) -> RunResult:
     """
     disable_progress_bars()
     check_config(config)
-    task = TASKS[config.task]
     output_dir = check_output_dir(config)
+    text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
+    adapted = adapt(config, text)
+    controls, not_applicable = score_controls(config, text, adapt)
+    if adapted.results:  # on the main process
+        results = compare_with_controls(adapted.results, controls, not_applicable, config)
+        shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
+        alone = join([adapted.results, *controls], config=results["config"], notes=not_applicable, examples_shown=shown)
+        write_report(output_dir, results, alone)
+        print_results(results, output_dir=output_dir)
+        adapted = dataclasses.replace(adapted, results=results)
+    leave_processes()
+    return adapted
 
-    # text
-    table = load_source(config.data)
-    splits = split_by_domain(table, config.data, config.seed)
-    labels = task.read_labels(splits, config.data, config.train)
-    metrics = _choose_metrics(config, labels, splits)
+
+def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "adapted") -> RunResult:
+    """One run from text to scores: train, score every domain, save the model and prove it; writes no results.json.
+
+    Args:
+        keep_model: save the artefact and prove that it loads.
+        stage: what the scores are called: ``adapted``, or the name of the control that this run is.
+
+    Raises:
+        InputError, RunError: as ``run``.
+    """
+    task, splits = TASKS[config.task], text.splits
+    output_dir = Path(config.output_dir)
 
     # model
     found = find_checkpoint(config.model)
-    labels, keeps_head = align_labels(labels, found)
+    labels, keeps_head = align_labels(text.labels, found)
+    metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
     pretrained = load_pretrained(config.model, found, task.auto_class, task.head(labels), keeps_head, config.seed)
-    max_length = longest_input(pretrained.model, pretrained.tokenizer, config.data.max_length)
-    encoded = task.encode(splits, labels, pretrained.tokenizer, max_length)
+    encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)
     adapted = apply_strategy(pretrained, config.adapt)
     accelerator = start_processes(config.train, found.model_type, len(adapted.stages))
     shell = make_shell(adapted.model, accelerator)
@@ -84,42 +120,49 @@ def run(config: RunConfig) -> RunResult:
 
     # training
     chooser = Chooser(config.evaluate.selection, metrics[0], METRICS[metrics[0]].higher_is_better, validate)
-    folder, resume_notes = open_run_folder(config, table.fingerprint, accelerator)
+    folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
     plans = plan_stages(adapted.stages, len(encoded.train), config.train)
-    notes = (*table.notes, *splits.notes, *resume_notes)
-    total_steps, done_steps = plans[-1].first_step + plans[-1].steps, folder.done_steps
-    with Progress(total_steps, done_steps=done_steps, is_main=accelerator.is_main_process) as progress:
-        for line in (*_describe(config, splits, labels, adapted), *notes):
+    store = text.shared.setdefault("features", FeatureStore())
+    trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
+    with (
+        stored_body(adapted, _body_key(pretrained, config.seed), store, trial.inputs),
+        Progress(
+            plans[-1].first_step + plans[-1].steps,
+            done_steps=folder.done_steps,
+            is_main=accelerator.is_main_process,
+        ) as progress,
+    ):
+        for line in (*_describe(config, splits, labels, adapted), *text.table.notes, *splits.notes, *resume_notes):
             progress.note(line)
         trained = train(
             adapted, encoded.train, functions, chooser, accelerator, config.train, folder, config.seed, progress
         )
 
-    # scores
-    started = time.perf_counter()
-    predictions = predict_rows(concatenate_datasets(list(encoded.test.values())), adapted.model)
-    by_domain = split_predictions(predictions)
-    scored = config.evaluate
-    scores = score_domains(
-        "adapted", "test", by_domain, splits.role, metrics, scored.confidence, scored.resamples, config.seed
-    )
-    shift = shift_report(scores, metrics[0])
-    evaluate_seconds = time.perf_counter() - started
+        # scores
+        started = time.perf_counter()
+        predictions = predict_rows(concatenate_datasets(list(encoded.test.values())), adapted.model)
+        predict_seconds = time.perf_counter() - started
+        shift = score_test(stage, predictions, splits, metrics, config.evaluate, config.seed)
+        evaluate_seconds = time.perf_counter() - started
+        validation = predict_rows(encoded.validation, adapted.model)
 
     # artefact and report
     adapted = dataclasses.replace(adapted, model=whole_model(adapted.model, shell, accelerator))
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
-        proof = splits.train.select(range(min(PROOF_EXAMPLES, len(splits.train))))
-        artefact = save_artefact(
-            output_dir, adapted, pretrained, labels, task.name, max_length, keeps_head, config.publish.export, proof
-        )
+        artefact = Artefact("none", "", False, math.nan, 0)
+        if keep_model:
+            proof = splits.train.select(range(min(PROOF_EXAMPLES, len(splits.train))))
+            export = config.publish.export
+            artefact = save_artefact(
+                output_dir, adapted, pretrained, labels, task.name, max_length, keeps_head, export, proof
+            )
         results = build_results(
             task=task.name,
             seed=config.seed,
-            strategy=adapted.strategy,
+            strategy=adapted.strategy if stage == "adapted" else stage,
             config=dataclasses.asdict(config),
-            table=table,
+            table=text.table,
             splits=splits,
             truncated=encoded.truncated,
             labels=labels,
@@ -127,33 +170,28 @@ def run(config: RunConfig) -> RunResult:
             trainable=adapted.summary,
             trained=trained,
             shift=shift,
+            predict_seconds=predict_seconds,
             evaluate_seconds=evaluate_seconds,
             peak_memory_bytes=peak_memory_bytes(accelerator),
             artefact=artefact,
             environment=describe_environment(
                 accelerator.num_processes, accelerator.device.type, precision_name(accelerator)
             ),
-            notes=notes,
+            notes=resume_notes,
+            examples=describe_examples(predictions, validation),
+            calibration=describe_calibration(
+                labels, predictions_by_role(predictions, splits), validation, config.evaluate.confidence, config.seed
+            ),
+            training=describe_training(folder.log, trained.history),
         )
-        write_report(output_dir, results)
-        print_results(results, output_dir=output_dir)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return RunResult(results, shift, predictions, output_dir)
 
 
-def _choose_metrics(config: RunConfig, labels: LabelSpace, splits: DomainSplits) -> tuple[str, ...]:
-    """The metrics to report, the selecting one first; raises InputError where they, or validation, do not serve."""
-    metrics = config.evaluate.metrics or default_metrics(labels.problem)
-    problems = check_metrics(metrics, labels.problem)
-    if not len(splits.validation) and config.evaluate.selection != "last":
-        problems.append(
-            "no validation example is left to choose the step by: raise --data.validation_fraction, or use "
-            "--evaluate.selection last."
-        )
-    if problems:
-        raise InputError(problems)
-    return tuple(metrics)
+def _body_key(pretrained: Pretrained, seed: int) -> str:
+    """Names the weights of the body: equal for runs that start from the same ones. Random weights are the seed's."""
+    weights = pretrained.sha256 or f"{pretrained.checkpoint_id} random {seed}"
+    return f"{weights} {pretrained.revision}"
 
 
 def _describe(config: RunConfig, splits: DomainSplits, labels: LabelSpace, adapted: Adapted) -> Iterator[str]:

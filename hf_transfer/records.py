@@ -90,6 +90,17 @@ class LabelSpace:
 
 
 @dataclass(frozen=True)
+class Text:
+    """The text of a run, read, split and checked, and what runs over the same text share."""
+
+    table: DomainTable
+    splits: DomainSplits
+    labels: LabelSpace
+    shared: dict[Any, Any] = field(default_factory=dict)
+    """Encoded splits and stored features by what they depend on; filled by the first run that needs them."""
+
+
+@dataclass(frozen=True)
 class Pretrained:
     """An opened checkpoint."""
 

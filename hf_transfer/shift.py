@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from hf_transfer.config import EvaluateConfig
 from hf_transfer.metrics import find_metric, score_with_interval
-from hf_transfer.records import DomainScore, Predictions, Role, ShiftReport
+from hf_transfer.records import DomainScore, DomainSplits, Predictions, Role, ShiftReport
 from hf_transfer.statistics import derived_seed
 
 
@@ -15,14 +16,7 @@ def split_predictions(predictions: Predictions) -> dict[str, Predictions]:
     """Return the predictions of each domain: domains in order of first appearance, examples in their order."""
     parts = {}
     for domain in dict.fromkeys(predictions.domain_ids.tolist()):
-        rows = predictions.domain_ids == domain
-        parts[domain] = Predictions(
-            example_ids=predictions.example_ids[rows],
-            domain_ids=predictions.domain_ids[rows],
-            predicted=predictions.predicted[rows],
-            reference=predictions.reference[rows],
-            probabilities=predictions.probabilities[rows],
-        )
+        parts[domain] = take_rows(predictions, predictions.domain_ids == domain)
     return parts
 
 
@@ -64,6 +58,39 @@ def score_domains(
             count = len(predictions.example_ids)
             scores.append(DomainScore(stage, domain, role_of(domain), split, count, metric, value, low, high))
     return tuple(scores)
+
+
+def score_test(
+    stage: str,
+    predictions: Predictions,
+    splits: DomainSplits,
+    metrics: Sequence[str],
+    evaluate: EvaluateConfig,
+    seed: int,
+) -> ShiftReport:
+    """Scores of one stage on all test domains, the first of ``metrics`` being that of means and gap."""
+    by_domain = split_predictions(predictions)
+    scores = score_domains(
+        stage, "test", by_domain, splits.role, metrics, evaluate.confidence, evaluate.resamples, seed
+    )
+    return shift_report(scores, metrics[0])
+
+
+def predictions_by_role(predictions: Predictions, splits: DomainSplits) -> dict[str, Predictions]:
+    """The predictions of all in-domain and of all shifted domains; a role without any is left out."""
+    roles = np.array([splits.role(domain) for domain in predictions.domain_ids.tolist()])
+    return {role: take_rows(predictions, roles == role) for role in ("in_domain", "shifted") if (roles == role).any()}
+
+
+def take_rows(predictions: Predictions, rows: np.ndarray) -> Predictions:
+    """The predictions of the chosen ``rows`` (a mask or indices)."""
+    return Predictions(
+        example_ids=predictions.example_ids[rows],
+        domain_ids=predictions.domain_ids[rows],
+        predicted=predictions.predicted[rows],
+        reference=predictions.reference[rows],
+        probabilities=predictions.probabilities[rows],
+    )
 
 
 def shift_report(scores: Sequence[DomainScore], metric: str) -> ShiftReport:

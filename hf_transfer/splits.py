@@ -1,9 +1,21 @@
 """Floor 1: train, validation and test by domain, and what leaks between them.
 
 Published splits are kept. What is missing is drawn by content: the sha256 of an example's normalised text (and pair),
-read as a number in [0, 1), falls under the fraction or not. So a row's split depends on nothing but its own text: it
-stays when rows are added, moved or relabelled, it is the same for every seed, and equal texts never part. Every domain
-and label is cut at the same rate, in expectation; an exact quota would tie each row to all others.
+read as a number in [0, 1), falls under the fraction or not. Every domain and class is so cut at the same rate, in
+expectation. An exact quota would tie each row to all others; a plain draw would leave rare classes out: none of six
+rows falls under a fifth in 26 of 100 cases. So a class of a domain (where labels are numbers, the domain) of which no
+text falls under the fraction lends the one that comes nearest, if it can spare it: with five distinct texts for test,
+with four outside test for validation, so that three are left to train on.
+
+What stays and what can move:
+
+- The split is the same for every seed and order of rows, and equal texts never part: a lent text takes its twins along.
+- A text under the fraction of test is in test for ever; so is any text in or out of test for ever once every class that
+  it (or a twin) belongs to has one under the fraction. For validation the same holds among the texts outside test.
+- Rows that are added (or relabelled) can move lent texts only. A class takes its text back when one that comes nearer
+  joins it, and one that reaches five texts (four for validation) may begin to lend. So of the texts that were there,
+  each class moves at most one into test or out of it; validation is drawn from the rest, so that a text which leaves
+  test may turn up there, and one that test takes may be replaced there. This ends once a text falls under the fraction.
 """
 
 from __future__ import annotations
@@ -11,19 +23,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hf_transfer.config import DataConfig, nearest
+from hf_transfer.config import DataConfig
 from hf_transfer.duplicates import content_digest, find_leaks, normalised_texts
 from hf_transfer.errors import InputError
+from hf_transfer.fields import nearest
+from hf_transfer.labels import as_names, guess_problem, read_label
 from hf_transfer.records import DomainSplits, DomainTable, Leaks
 
 if TYPE_CHECKING:  # numpy costs 0.1 s of import time
     import numpy as np
     from datasets import Dataset
 
-FEWEST_ROWS_FOR_A_SPLIT = 20
-"""A domain with fewer rows may end without validation rows by chance; with as many, that is worth a note."""
+TEXTS_LEFT_TO_TRAIN = 3
+"""A class lends a text to test or validation only where this many other texts stay in train."""
+FEWEST_TEXTS_FOR_TEST = TEXTS_LEFT_TO_TRAIN + 2
+FEWEST_TEXTS_FOR_VALIDATION = TEXTS_LEFT_TO_TRAIN + 1
 DOMAINS_SHOWN = 3
 
 
@@ -39,6 +55,10 @@ class RowFacts:
     """[rows] train, validation, test or "", as objects."""
     label: np.ndarray
     """[rows] equal numbers for equal labels; they only stratify the cap."""
+    strata: tuple[tuple[str, str | None], ...]
+    """Domain and class name of each stratum; where labels are numbers, the domain is one stratum of class None."""
+    members: np.ndarray
+    """[memberships, 2] row and stratum: a row belongs to each of its classes in its domain."""
     digests: tuple[bytes, ...]
     """[rows] sha256 of the normalised text."""
 
@@ -60,64 +80,126 @@ def split_by_domain(table: DomainTable, data: DataConfig, seed: int) -> DomainSp
     Raises:
         InputError: unknown domains, a named domain without train or test rows, or nothing left to train on.
     """
+    splits, problems = split_and_check(table, data, seed)
+    if problems:
+        raise InputError(problems)
+    return splits
+
+
+def split_and_check(table: DomainTable, data: DataConfig, seed: int) -> tuple[DomainSplits, list[str]]:
+    """The splits, and the problems that stop a run; [] if they can be used.
+
+    Where a named train domain cannot be used, nobody knows which was meant: train and validation then hold the rows
+    of all domains, so that what is found wrong with them is wrong whichever it was. Test holds the domains that can be
+    scored. Leaks are then neither counted nor dropped, and nothing is capped.
+    """
     # 1. Test rows of every domain: as published, else by content. Then which domains train and which test.
     # 2. Train rows of the train domains, and validation from them where none was published.
-    # 3. With drop_leaks, train and validation lose what occurs in test; then the cap, so that it is met.
+    # 3. With drop_leaks, train and validation lose what occurs in test; then the cap, so that it is met. Labelled
+    #    examples of target domains come on top of the cap, or in place of the source.
     # 4. Leaks are counted between what is trained on and what is scored.
-    facts = _row_facts(table)
+    facts = _row_facts(table, data)
     test, test_drawn = _test_rows(facts, data.test_fraction)
-    train_domains, test_domains, notes = _choose_domains(facts, test, table.default_train_domains, data)
+    train_domains, test_domains, notes, problems = _choose_domains(facts, test, table.default_train_domains, data)
     train, validation, validation_drawn = _train_rows(facts, test, train_domains, data.validation_fraction)
     test_rows = {domain: table.rows.select(_rows_of(facts, test, domain)) for domain in test_domains}
-    if data.drop_leaks:
-        leaks, twins = _leaks(table, train | validation, test_rows, data.near_duplicate_threshold)
-        leaks = replace(leaks, dropped=int(twins.sum()))
-        train, validation = train & ~twins, validation & ~twins
-    train, validation, validation_notes = _mend_validation(facts, train, validation, train_domains)
-    if not train.any():
-        raise InputError(_nothing_to_train_on(facts, train_domains, data))
-    train = _capped(facts, train, data.max_train_examples, seed)
-    if not data.drop_leaks:
+    targets, pool, target_problems = _target_pool(facts, test, train_domains, test_domains, data)
+    problems += target_problems
+    leaks = Leaks()
+    if data.drop_leaks and not problems:
+        leaks, twins = _leaks(table, train | validation | pool, test_rows, data.near_duplicate_threshold)
+        leaks = replace(leaks, dropped=int((twins & (train | validation)).sum()))
+        train, validation, pool = train & ~twins, validation & ~twins, pool & ~twins
+    train, validation, validation_notes = _mend_validation(facts, train, validation)
+    if not train.any() and not problems:
+        problems.append(_nothing_to_train_on(facts, train_domains, data))
+    class_notes = _class_notes(facts, train, validation, test, train_domains, test_domains)
+    if not problems:
+        train = _capped(facts, train, data.max_train_examples, seed)
+        for domain in targets:
+            own = pool & (facts.domain == facts.domains.index(domain))
+            train = train | _capped(facts, own, data.target_examples[0], seed)
+        if not data.with_source:
+            train, validation = train & pool, validation & pool
+    if not data.drop_leaks and not problems:
         leaks, _ = _leaks(table, train | validation, test_rows, data.near_duplicate_threshold)
-    return DomainSplits(
+    splits = DomainSplits(
         train=table.rows.select(_indices(train)),
         validation=table.rows.select(_indices(validation)),
         test=test_rows,
         train_domains=train_domains,
         leaks=leaks,
         rule=_rule(test_domains, test_drawn, train_domains, validation_drawn, data),
-        notes=(*notes, *validation_notes, *_leak_notes(leaks, test_rows)),
+        notes=(*notes, *validation_notes, *class_notes, *_leak_notes(leaks, test_rows)),
     )
+    return splits, problems
 
 
-def _row_facts(table: DomainTable) -> RowFacts:
+def _row_facts(table: DomainTable, data: DataConfig) -> RowFacts:
     import numpy as np
 
     columns = table.rows.select_columns(["domain", "split", "label"]).with_format("arrow")[:]
     domains: dict[str, int] = {}
     labels: dict[str, int] = {}
     domain = [domains.setdefault(name, len(domains)) for name in columns["domain"].to_pylist()]
-    label = [labels.setdefault(str(raw), len(labels)) for raw in columns["label"].to_pylist()]
+    raw_labels = columns["label"].to_pylist()
+    label = [labels.setdefault(str(raw), len(labels)) for raw in raw_labels]
+    strata, members = _strata(tuple(domains), domain, raw_labels, data)
     return RowFacts(
         domains=tuple(domains),
         domain=np.array(domain, dtype=np.int64),
         published=np.array(columns["split"].to_pylist(), dtype=object),
         label=np.array(label, dtype=np.int64),
+        strata=strata,
+        members=members,
         digests=tuple(content_digest(text) for text in normalised_texts(table.rows)),
     )
 
 
+def _strata(
+    domains: Sequence[str], domain: Sequence[int], raw_labels: Sequence[Any], data: DataConfig
+) -> tuple[tuple[tuple[str, str | None], ...], np.ndarray]:
+    """``RowFacts.strata`` and ``RowFacts.members``; a missing label belongs to no class."""
+    import numpy as np
+
+    read = [() if raw is None else read_label(raw, data.label_separator) for raw in raw_labels]
+    problem = data.problem if data.problem != "auto" else guess_problem([label for label in read if label != ()])
+    strata: dict[tuple[str, str | None], int] = {}
+    members = []
+    for row, (number, label) in enumerate(zip(domain, read, strict=True)):
+        names = [None] if problem == "regression" else list(dict.fromkeys(as_names(label)))
+        members += [(row, strata.setdefault((domains[number], name), len(strata))) for name in names]
+    return tuple(strata), np.array(members, dtype=np.int64).reshape(-1, 2)
+
+
 def _test_rows(facts: RowFacts, fraction: float) -> tuple[np.ndarray, set[str]]:
     """[rows] which are test, of all domains; and the domains whose test rows were drawn by content."""
-    test = facts.published == "test"
-    drawable = _trainable(facts, test) & (facts.positions("test") < fraction)
-    drawn = set()
-    for number, domain in enumerate(facts.domains):
-        inside = facts.domain == number
-        if not (test & inside).any():
-            test |= drawable & inside
-            drawn.add(domain)
-    return test, drawn
+    import numpy as np
+
+    published = facts.published == "test"
+    numbers = np.setdiff1d(np.arange(len(facts.domains)), facts.domain[published])
+    candidates = _trainable(facts, published) & np.isin(facts.domain, numbers)
+    drawn = _drawn(facts, candidates, "test", fraction, FEWEST_TEXTS_FOR_TEST)
+    return published | drawn, {facts.domains[number] for number in numbers}
+
+
+def _drawn(facts: RowFacts, candidates: np.ndarray, salt: str, fraction: float, fewest_texts: int) -> np.ndarray:
+    """[rows] the candidates under the fraction, and the nearest text of each stratum that has none under it.
+
+    Which strata lend follows from the draw alone, not from what other strata lend, so that no order plays a part.
+    """
+    import numpy as np
+
+    positions = facts.positions(salt)
+    row, stratum = facts.members[candidates[facts.members[:, 0]]].T
+    order = np.lexsort((positions[row], stratum))
+    position, stratum = positions[row[order]], stratum[order]
+    is_first = np.diff(stratum, prepend=-1) != 0
+    is_new_text = is_first | (np.diff(position, prepend=-1.0) != 0)
+    text_counts = np.bincount(stratum[is_new_text], minlength=len(facts.strata))
+    lowest, text_count = position[is_first], text_counts[stratum[is_first]]
+    lent = lowest[(lowest >= fraction) & (text_count >= fewest_texts)]
+    return candidates & ((positions < fraction) | np.isin(positions, lent))
 
 
 def _trainable(facts: RowFacts, test: np.ndarray) -> np.ndarray:
@@ -131,40 +213,27 @@ def _train_rows(
     """[rows] which are train, which are validation; and the train domains whose validation was drawn by content."""
     import numpy as np
 
-    trainable = _trainable(facts, test)
-    held_out = trainable & (facts.positions("validation") < fraction)
-    train = np.zeros_like(test)
-    validation = np.zeros_like(test)
-    drawn = set()
-    for domain in train_domains:
-        inside = facts.domain == facts.domains.index(domain)
-        published = inside & (facts.published == "validation")
-        if published.any():
-            validation |= published
-            train |= inside & trainable
-        else:
-            validation |= inside & held_out
-            train |= inside & trainable & ~held_out
-            drawn.add(domain)
-    return train, validation, drawn
+    inside = np.isin(facts.domain, [facts.domains.index(domain) for domain in train_domains])
+    published = inside & (facts.published == "validation")
+    by_content = inside & ~np.isin(facts.domain, facts.domain[published])
+    trainable = inside & _trainable(facts, test)
+    drawn = _drawn(facts, trainable & by_content, "validation", fraction, FEWEST_TEXTS_FOR_VALIDATION)
+    return trainable & ~drawn, published | drawn, {facts.domains[number] for number in set(facts.domain[by_content])}
 
 
 def _choose_domains(
     facts: RowFacts, test: np.ndarray, recommended: Sequence[str], data: DataConfig
-) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
-    """Train domains and test domains, train first, each in order of appearance; and notes on those left out.
+) -> tuple[tuple[str, ...], tuple[str, ...], list[str], list[str]]:
+    """Train domains and test domains, train first, each in order of appearance; notes on those left out; problems.
 
-    A domain that nobody named is left out where it has no rows for the purpose; a named one is refused.
+    A domain that nobody named is left out where it has no rows for the purpose; a named one is a problem. With a
+    problem among the train domains, all that can be trained on are.
     """
     trainable = {facts.domains[number] for number in facts.domain[_trainable(facts, test)]}
     scorable = {facts.domains[number] for number in facts.domain[test]}
-    problems = [
-        *_domain_problems("train", data.train_domains, facts.domains, trainable),
-        *_domain_problems("test", data.test_domains, facts.domains, scorable),
-    ]
-    if problems:
-        raise InputError(problems)
-    wanted = data.train_domains or recommended or facts.domains
+    train_problems = _domain_problems("train", data.train_domains, facts.domains, trainable)
+    test_problems = _domain_problems("test", data.test_domains, facts.domains, scorable)
+    wanted = (not train_problems and (data.train_domains or recommended)) or facts.domains
     train_domains = tuple(domain for domain in facts.domains if domain in wanted and domain in trainable)
     wanted_for_test = data.test_domains or facts.domains
     first = [domain for domain in train_domains if domain in wanted_for_test]
@@ -177,9 +246,45 @@ def _choose_domains(
     unscored = [domain for domain in first + others if domain not in scorable]
     if unscored:
         notes.append(f"not scored, for want of test rows: {_listed(unscored)}; raise --data.test_fraction.")
-    if not test_domains:
-        raise InputError("no domain has test rows: give more rows, or raise --data.test_fraction.")
-    return train_domains, test_domains, notes
+    if not test_domains and not test_problems:
+        test_problems.append("no domain has test rows: give more rows, or raise --data.test_fraction.")
+    return train_domains, test_domains, notes, train_problems + test_problems
+
+
+def _target_pool(
+    facts: RowFacts, test: np.ndarray, train_domains: Sequence[str], test_domains: Sequence[str], data: DataConfig
+) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
+    """Target domains, [rows] that their labelled examples may be drawn from, and problems.
+
+    The pool is what the domain would be trained on if it were a source, so that draws never meet its test rows.
+    """
+    import numpy as np
+
+    nothing = np.zeros_like(test)
+    count = data.target_examples[0] if data.target_examples else 0
+    if not count:
+        return (), nothing, []
+    shifted = [domain for domain in test_domains if domain not in train_domains]
+    problems = [
+        f"--data.target_domains names {domain!r}, which is no shifted test domain; there are "
+        f"{_listed(shifted) or 'none'}."
+        for domain in data.target_domains
+        if domain not in shifted
+    ]
+    targets = tuple(domain for domain in shifted if domain in (data.target_domains or shifted))
+    if not targets and not problems:
+        problems.append(
+            "--data.target_examples needs a shifted domain to draw from, and every test domain is trained on: leave one "
+            "out of --data.train_domains."
+        )
+    pool, _, _ = _train_rows(facts, test, targets, data.validation_fraction) if targets else (nothing, nothing, set())
+    for domain in targets:
+        available = int((pool & (facts.domain == facts.domains.index(domain))).sum())
+        if available < count:
+            problems.append(
+                f"--data.target_examples {count}: {domain} has {available:,} train rows to draw from; ask for fewer."
+            )
+    return targets, pool, problems
 
 
 def _domain_problems(purpose: str, named: Sequence[str], known: Sequence[str], usable: set[str]) -> list[str]:
@@ -225,32 +330,67 @@ def _leaks(
 
 
 def _mend_validation(
-    facts: RowFacts, train: np.ndarray, validation: np.ndarray, train_domains: Sequence[str]
+    facts: RowFacts, train: np.ndarray, validation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Train, validation and notes, with at least one example in validation if train can spare it.
 
-    A checkpoint cannot be selected on nothing, and of 12 rows a tenth by content is none in 28 of 100 cases. Only
-    then does the split of a row depend on the others.
+    A checkpoint cannot be selected on nothing, and no domain may have the texts to lend one.
     """
+    if validation.any() or not train.any():
+        return train, validation, []
+    positions = facts.positions("validation")
+    lowest = train & (positions <= positions[train].min())
+    if not (train & ~lowest).any():
+        return train, validation, []
+    note = (
+        "no row fell to validation by content, so the nearest one was taken: give more rows, or raise "
+        "--data.validation_fraction."
+    )
+    return train & ~lowest, lowest, [note]
+
+
+def _class_notes(
+    facts: RowFacts,
+    train: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    train_domains: Sequence[str],
+    test_domains: Sequence[str],
+) -> list[str]:
+    """One sentence on the classes that are trained on and not selected by, one on those that no score speaks for."""
+    import numpy as np
+
     notes = []
-    if not validation.any() and train.any():
-        positions = facts.positions("validation")
-        lowest = train & (positions <= positions[train].min())
-        if (train & ~lowest).any():
-            train, validation = train & ~lowest, lowest
-            notes.append(
-                "no row fell to validation by content, so the nearest one was taken: give more rows, or raise "
-                "--data.validation_fraction."
-            )
-    for domain in train_domains:
-        inside = facts.domain == facts.domains.index(domain)
-        row_count = int((inside & (train | validation)).sum())
-        if row_count >= FEWEST_ROWS_FOR_A_SPLIT and not (inside & validation).any():
-            notes.append(
-                f"{domain} has {row_count:,} train rows and none in validation, so selection does not see it: raise "
-                "--data.validation_fraction."
-            )
-    return train, validation, notes
+    unselected = _strata_without(facts, validation, train | validation, train_domains)
+    if unselected:
+        notes.append(f"no validation row, so selection does not see them: {_listed(unselected)}; give more rows.")
+    unscored = _strata_without(facts, test, np.ones_like(test), test_domains)
+    if unscored:
+        notes.append(f"no test row, so no score speaks for them: {_listed(unscored)}; give more rows.")
+    return notes
+
+
+def _strata_without(facts: RowFacts, split: np.ndarray, among: np.ndarray, domains: Sequence[str]) -> list[str]:
+    """Strata of ``domains`` with rows ``among`` which none is of the ``split``, smallest first.
+
+    A domain that lacks the split as a whole comes first and stands for its classes.
+    """
+    import numpy as np
+
+    def named(name: str, row_count: int) -> str:
+        return f"{name} ({row_count:,} row{'s' if row_count > 1 else ''})"
+
+    row, stratum = facts.members.T
+    row_counts = np.bincount(stratum[among[row]], minlength=len(facts.strata))
+    split_counts = np.bincount(stratum[split[row]], minlength=len(facts.strata))
+    split_domains = {facts.domains[number] for number in set(facts.domain[split])}
+    whole = [domain for domain in domains if domain not in split_domains]
+    found = [named(domain, len(_rows_of(facts, among, domain))) for domain in whole]
+    for i in np.argsort(row_counts, kind="stable"):
+        domain, name = facts.strata[i]
+        if row_counts[i] and not split_counts[i] and domain in domains and domain not in whole:
+            found.append(named(f"{domain} {name!r}", int(row_counts[i])))
+    return found
 
 
 def _capped(facts: RowFacts, train: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
@@ -308,9 +448,15 @@ def _rule(
             return f"{split} {how}"
         return f"{split} published, for {_listed(by_content)} {how}"
 
-    test = origin("test", test_domains, test_drawn, f"drawn by content hash ({data.test_fraction:.0%})")
-    from_train = f"drawn from train by content hash ({data.validation_fraction:.0%})"
-    return f"{test}; {origin('validation', train_domains, validation_drawn, from_train)}"
+    at_least = "at least 1 text of a class with"
+    by_hash = f"drawn by content hash ({data.test_fraction:.0%}, {at_least} {FEWEST_TEXTS_FOR_TEST})"
+    from_train = (
+        f"drawn from train by content hash ({data.validation_fraction:.0%}, {at_least} {FEWEST_TEXTS_FOR_VALIDATION})"
+    )
+    return (
+        f"{origin('test', test_domains, test_drawn, by_hash)}; "
+        f"{origin('validation', train_domains, validation_drawn, from_train)}"
+    )
 
 
 def _leak_notes(leaks: Leaks, test_rows: dict[str, Dataset]) -> list[str]:

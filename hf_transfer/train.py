@@ -169,7 +169,7 @@ def train(
         progress.note(f"continuing after step {state.step} of {last_step}")
     with _open_log(folder.log, state.step, accelerator.is_main_process) as log:
         for plan in plans:
-            if state.stopped_early or state.step >= plan.first_step + plan.steps:
+            if state.stopped_early or state.step >= plan.first_step + plan.steps or _time_is_up(state, config):
                 continue
             model, optimizer = _prepare(adapted, plan.stage, names, config, accelerator)
             if folder.resume_from is not None and state.step > plan.first_step:
@@ -177,7 +177,7 @@ def train(
             for step in range(state.step, plan.first_step + plan.steps):
                 started = time.perf_counter()
                 torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
-                in_schedule = step - plan.schedule_first
+                in_schedule = _position(state, plan, step, config)
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
                 window = window_indices(len(rows), config.window_size, seed, step)
@@ -185,14 +185,15 @@ def train(
                 sums = learn_window(
                     model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator
                 )
-                seconds = time.perf_counter() - started
+                seconds = _agreed(time.perf_counter() - started, config, accelerator)
                 state = _count(state, step + 1, sums, seconds)
                 _log_step(log, step + 1, learning_rate, seconds, sums)
                 progress.advance(sums.loss, learning_rate, sums.examples)
                 if state.skipped_in_a_row >= BAD_WINDOWS_IN_A_ROW:
                     raise RunError(_never_finite(state, folder.checkpoints))
                 due = config.validation_steps or per_epoch
-                if state.step % due == 0 or state.step == last_step:
+                time_is_up = _time_is_up(state, config)
+                if state.step % due == 0 or state.step == last_step or time_is_up:
                     state = _validate(state, model, chooser, names, per_epoch, config, folder, accelerator, progress)
                     adapted.set_train_mode(accelerator.unwrap_model(model))
                 if config.checkpoint_steps and state.step % config.checkpoint_steps == 0:
@@ -206,7 +207,7 @@ def train(
                         config.keep_checkpoints,
                         accelerator,
                     )
-                if state.stopped_early:
+                if state.stopped_early or time_is_up:
                     break
     selection = _restore(state, adapted.model, chooser, folder, accelerator)
     return TrainResult(
@@ -352,6 +353,26 @@ def _over_processes(values: list[float], accelerator: Accelerator) -> list[float
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
     return accelerator.reduce(tensor, reduction="sum").tolist()
+
+
+def _time_is_up(state: RunState, config: TrainConfig) -> bool:
+    return config.max_seconds is not None and state.train_seconds >= config.max_seconds
+
+
+def _position(state: RunState, plan: StagePlan, step: int, config: TrainConfig) -> int:
+    """Where a step stands in its schedule; with a limit of seconds, as far on as the clock is, if that is further."""
+    in_schedule = step - plan.schedule_first
+    if config.max_seconds is None:
+        return in_schedule
+    by_clock = int(plan.schedule_steps * min(1.0, state.train_seconds / config.max_seconds))
+    return max(in_schedule, min(by_clock, plan.schedule_steps - 1))
+
+
+def _agreed(seconds: float, config: TrainConfig, accelerator: Accelerator) -> float:
+    """The mean over all processes where the clock decides, so that all of them stop at the same step."""
+    if config.max_seconds is None:
+        return seconds
+    return _over_processes([seconds], accelerator)[0] / accelerator.num_processes
 
 
 def _seed_of(seed: int, step: int, process: int) -> int:

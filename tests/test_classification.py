@@ -12,9 +12,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_transfer.config import DataConfig, TrainConfig
 from hf_transfer.errors import InputError
+from hf_transfer.labels import as_names, guess_problem, read_label, sort_names
 from hf_transfer.records import Batch, DomainSplits, LabelSpace, Leaks
 from hf_transfer.tasks import TASKS, bind
-from hf_transfer.tasks.classification import as_names, guess_problem, read_label, sort_names
 
 TASK = TASKS["classification"]
 

@@ -88,7 +88,9 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     assert leave("train", "--help") == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == "hf-transfer: 1 problem\n  - there is no command 'train': use run or predict.\n"
+    assert (
+        shown.err == "hf-transfer: 1 problem\n  - there is no command 'train': use run, compare, report or predict.\n"
+    )
 
 
 def test_all_problems_are_printed_one_to_a_line_without_a_traceback(capsys):
@@ -100,13 +102,74 @@ def test_all_problems_are_printed_one_to_a_line_without_a_traceback(capsys):
     )
 
 
-def test_only_the_first_process_prints_problems_and_all_leave_with_the_same_code(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+def test_other_processes_leave_it_to_the_first_to_speak_and_speak_if_nobody_ended_them(capsys, monkeypatch):
+    said_before_waiting = []
+    monkeypatch.setattr(
+        cli.time, "sleep", lambda seconds: said_before_waiting.append((seconds, capsys.readouterr().err))
+    )
+    monkeypatch.setenv("RANK", "3")
     assert leave("run", "--learning_rate", "1") == 2
-    assert capsys.readouterr().err == ""
+    assert said_before_waiting == [(cli.SECONDS_FOR_THE_FIRST_PROCESS, "")]
+    shown = capsys.readouterr().err
+    assert shown.startswith("hf-transfer, process 3: 1 problem\n  - ") and "--train.learning_rate" in shown
     monkeypatch.setenv("RANK", "0")
     assert leave("run", "--learning_rate", "1") == 2
-    assert "--train.learning_rate" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("hf-transfer: 1 problem\n")
+    assert len(said_before_waiting) == 1, "the first process does not wait"
+
+
+def test_an_interrupted_wait_ends_without_a_word(capsys, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.time, "sleep", interrupt)
+    monkeypatch.setenv("RANK", "1")
+    assert leave("run", "--learning_rate", "1") == 130
+    assert capsys.readouterr().err == ""
+
+
+def launched(script: Path, *words: str) -> subprocess.CompletedProcess:
+    """What two processes under torchrun leave behind."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *launcher, *rendezvous, str(script), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def our_lines(ran: subprocess.CompletedProcess) -> list[str]:
+    """What we said on stderr; what torchrun adds after a failure is its own."""
+    assert f'File "{Path(hf_transfer.__file__).parent}' not in ran.stderr, "no traceback of ours"
+    return [line for line in ran.stderr.splitlines() if line.startswith(("hf-transfer", "  - "))]
+
+
+def test_two_processes_under_torchrun_say_once_what_is_wrong(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ["PYTHONPATH"]]))
+    words = ["--data.train_domains", "nowhere", "--output_dir", str(tmp_path / "out")]
+    ran = launched(root / "recipes" / "text_cls.py", *words)
+    first, problem = our_lines(ran)
+    assert first == "hf-transfer: 1 problem"
+    assert problem.startswith("  - --data.train_domains names 'nowhere', which the data do not hold.")
+    assert ran.returncode == 1, "torchrun's own, whatever its processes leave with"
+    assert "exitcode  : 2" in ran.stderr, "it names ours in its summary"
+    assert ran.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slow_first_process_is_not_silenced_by_a_quicker_one(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ["PYTHONPATH"]]))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\n"
+        "from hf_transfer.cli import exit_codes\n"
+        "from hf_transfer.errors import RunError\n"
+        "with exit_codes():\n"
+        "    if os.environ['RANK'] == '0':\n"
+        "        time.sleep(3)\n"
+        "    raise RunError('the loss went wrong')\n",
+        encoding="utf-8",
+    )
+    assert our_lines(launched(script)) == ["hf-transfer: the run failed: the loss went wrong"]
 
 
 @pytest.mark.parametrize(

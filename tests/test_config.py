@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_transfer import command_line
 from hf_transfer import config as config_module
+from hf_transfer.command_line import RENAMED, load_config
 from hf_transfer.config import (
-    RENAMED,
     AdaptConfig,
     DataConfig,
     EvaluateConfig,
@@ -23,12 +24,11 @@ from hf_transfer.config import (
     RunConfig,
     TrainConfig,
     check_config,
-    flatten,
     freeze_problems,
-    load_config,
     to_yaml,
 )
 from hf_transfer.errors import InputError
+from hf_transfer.fields import flatten
 
 NAMES = tuple(flatten(RunConfig()))
 
@@ -52,9 +52,9 @@ def write(folder, text: str):
 @pytest.fixture(scope="module", autouse=True)
 def one_parser():
     """The parser is built once in place of once per command line, which takes a quarter of a second."""
-    parser = config_module._build_parser("test", flatten(RunConfig()))
+    parser = command_line._build_parser("test", flatten(RunConfig()), RunConfig)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_module, "_build_parser", lambda prog, values: parser)
+        patch.setattr(command_line, "_build_parser", lambda prog, values, record: parser)
         yield
 
 

@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import hf_transfer as ht
-from hf_transfer.config import RENAMED, flatten, load_config
+from hf_transfer.command_line import RENAMED, load_config
+from hf_transfer.fields import flatten
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -171,7 +172,7 @@ def test_the_tree_names_every_file_and_nothing_else():
         path.relative_to(ROOT).as_posix()
         for folder in ("hf_transfer", "recipes")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".typed")
+        if path.suffix in (".py", ".typed", ".j2")
     }
     assert {name for name in named if not name.endswith("/")} == there
     assert all((ROOT / name).is_dir() for name in named if name.endswith("/"))

@@ -16,7 +16,7 @@ import pytest
 from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
-from hf_transfer.sources import bundled, check_rows, load_source, read_source
+from hf_transfer.sources import bundled, check_rows, labelled, load_source, read_source
 
 ROWS = [
     {"text": "Good, really good", "label": "positive"},
@@ -376,13 +376,45 @@ def test_half_a_surrogate_pair_is_refused_with_its_row(tmp_path):
 def test_ids_that_stand_twice_are_refused_with_both_places(tmp_path):
     write(tmp_path / "train.csv", [{"id": "a7", "text": "t", "label": "x"}])
     write(tmp_path / "test.csv", [{"id": "b", "text": "t", "label": "x"}, {"id": "a7", "text": "t", "label": "x"}])
-    message = refused(tmp_path, id_column="id")
+    message = checked(tmp_path, id_column="id")[1][0]
     assert "example id 'a7' stands more than once (train.csv:1, test.csv:2)" in message
 
 
-def test_rows_without_a_domain_are_refused(tmp_path):
-    rows = [{"text": "t", "label": "x", "domain": domain} for domain in ("books", " ")]
-    assert "1 row with nothing in column 'domain' (a.csv:2)" in refused(write(tmp_path / "a.csv", rows))
+def test_rows_without_a_domain_are_a_problem_and_left_out(tmp_path):
+    rows = [{"text": "t", "label": "x", "genre": domain} for domain in ("books", " ", "dvd")]
+    table, problems = checked(write(tmp_path / "a.csv", rows), domain_column="genre")
+    assert len(problems) == 1 and "1 row with nothing in column 'genre' (a.csv:2)" in problems[0]
+    assert "--data.domain_column" in problems[0]
+    assert column(table, "domain") == ["books", "dvd"]
+
+
+def test_ids_domains_and_labels_are_checked_together_in_the_order_of_mending(tmp_path):
+    rows = [
+        {"id": "a", "text": "t", "label": "x", "domain": "books"},
+        {"id": "a", "text": "u", "label": "", "domain": "books"},
+        {"id": "", "text": "v", "label": "x", "domain": ""},
+        {"id": "", "text": " ", "label": "", "domain": ""},
+    ]
+    table, problems = checked(write(tmp_path / "a.csv", rows), id_column="id")
+    wanted = ("example id 'a' stands", "1 row with nothing in column 'id' (a.csv:3)", "column 'domain' (a.csv:3)")
+    for problem, part in zip(problems, (*wanted, "1 of 3 rows without a label (a.csv:2)"), strict=True):
+        assert part in problem
+    assert column(table, "place") == ["a.csv:1", "a.csv:2"]
+    assert list(labelled(table.rows, DataConfig())["place"]) == ["a.csv:1"]
+
+
+def test_unreadable_files_are_reported_with_the_missing_columns_of_the_others(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,label\nna\xefve,y\n")
+    write(tmp_path / "b.csv", [{"Text": "t", "label": "x"}])
+    message = refused(tmp_path)
+    assert "a.csv: byte 0xef" in message and "b.csv: no column 'text'" in message
+
+
+def test_texts_and_labels_of_the_wrong_type_are_reported_together(tmp_path):
+    write(tmp_path / "train.jsonl", [{"text": 5, "label": 3}])
+    write(tmp_path / "test.jsonl", [{"text": "b", "label": "3"}])
+    message = refused(tmp_path)
+    assert "train.jsonl: column 'text' holds int64" in message and "labels are of mixed types" in message
 
 
 # --- checks

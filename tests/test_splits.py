@@ -1,8 +1,10 @@
-"""Splits: published ones are kept, missing ones depend on content alone, and train never sees test unannounced."""
+"""Splits: published ones are kept, missing ones are drawn by content and leave no class out, leaks are announced."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -57,7 +59,10 @@ def assigned(splits: DomainSplits) -> dict[str, str]:
 def test_missing_splits_are_drawn_at_their_fractions_in_every_domain_and_label():
     rows = numbered(2000, classes=4) + numbered(1000, "dvd", classes=4)
     splits = split(rows, test_fraction=0.2, validation_fraction=0.1)
-    assert splits.rule == "test drawn by content hash (20%); validation drawn from train by content hash (10%)"
+    assert splits.rule == (
+        "test drawn by content hash (20%, at least 1 text of a class with 5); "
+        "validation drawn from train by content hash (10%, at least 1 text of a class with 4)"
+    )
     assert sum(splits.test[domain].num_rows for domain in splits.test) + splits.train.num_rows + (
         splits.validation.num_rows
     ) == len(rows)
@@ -115,14 +120,16 @@ def test_published_splits_are_kept():
 def test_published_test_without_validation_takes_validation_from_train_only():
     splits = split(numbered(300, split="train") + [{"text": f"scored {i}", "split": "test"} for i in range(50)])
     assert splits.test["books"].num_rows == 50 and 10 < splits.validation.num_rows < 60
-    assert splits.rule == "test published; validation drawn from train by content hash (10%)"
+    assert splits.rule == (
+        "test published; validation drawn from train by content hash (10%, at least 1 text of a class with 4)"
+    )
 
 
 def test_a_domain_without_published_test_is_drawn_by_content_beside_one_that_has_it():
     rows = [*numbered(100, split="train"), {"text": "scored", "split": "test"}, *numbered(100, "dvd")]
     splits = split(rows)
     assert splits.test["books"].num_rows == 1 and 5 < splits.test["dvd"].num_rows < 40
-    assert splits.rule.startswith("test published, for dvd drawn by content hash (20%);")
+    assert splits.rule.startswith("test published, for dvd drawn by content hash (20%, ")
 
 
 def test_a_domain_has_the_same_test_rows_whether_or_not_it_is_trained_on():
@@ -177,24 +184,165 @@ def test_data_with_nothing_to_train_on_are_refused():
     assert "no domain has test rows" in refused([{"text": "x", "split": "validation"}])
 
 
+def kinds(rows: datasets.Dataset) -> set[tuple[str, str]]:
+    return set(zip(rows["domain"], rows["label"], strict=True))
+
+
+@pytest.mark.parametrize("series", range(20))
+def test_a_rare_class_reaches_test_validation_and_train(series):
+    # 3% of 200 rows: by the draw alone, test would lack the class in 26 of 100 cases and validation in 60 of the rest
+    rows = [{"text": f"text {series} {i}", "label": "rare" if i % 33 == 1 else "common"} for i in range(200)]
+    assert sum(row["label"] == "rare" for row in rows) == 7
+    splits = split(rows)
+    for found in (splits.test["books"], splits.validation, splits.train):
+        assert kinds(found) == {("books", "rare"), ("books", "common")}
+    assert splits.train["label"][:].count("rare") >= 3 and splits.notes == ()
+
+
+def position(salt: str, text: str) -> float:
+    """The number that decides, worked out anew: the first 64 bits of two nested sha256."""
+    digest = hashlib.sha256(salt.encode() + b"\0" + hashlib.sha256(text.encode()).digest()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def test_a_class_lends_its_nearest_text_and_only_where_none_falls_under_the_fraction():
+    rows = [{"text": f"text {i}", "label": str(i // 6)} for i in range(240)]
+    splits = split(rows, test_fraction=0.2, validation_fraction=0.1)
+    by_class = {str(label): [row["text"] for row in rows if row["label"] == str(label)] for label in range(40)}
+    lending = 0
+    for label, members in by_class.items():
+        test = {text for text in members if position("test", text) < 0.2}
+        lending += not test
+        test = test or {min(members, key=lambda text: position("test", text))}
+        rest = set(members) - test
+        validation = {text for text in rest if position("validation", text) < 0.1}
+        if not validation and len(rest) >= 4:
+            validation = {min(rest, key=lambda text: position("validation", text))}
+        assert {text for text in texts(splits.test["books"]) if text in members} == test, label
+        assert {text for text in texts(splits.validation) if text in members} == validation, label
+    assert 3 < lending < 20
+
+
+def changes(before: dict[str, str], after: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Texts that were there before and are in another split now."""
+    return {text: (before[text], after[text]) for text in before if before[text] != after[text]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_added_rows_move_lent_texts_only_and_at_most_one_of_a_class_out_of_test(seed):
+    # 60 classes that grow from 5 texts to 20, in 15 steps of 60 rows
+    rng = random.Random(seed)
+    rows = [{"text": f"text {seed} {i}", "label": str(i % 60)} for i in range(1200)]
+    label_of = {row["text"]: row["label"] for row in rows}
+    there, coming = rows[:300], rows[300:]
+    rng.shuffle(coming)
+
+    def nearest_of_each_class() -> dict[str, str]:
+        texts_of: dict[str, list[str]] = {}
+        for row in there:
+            texts_of.setdefault(row["label"], []).append(row["text"])
+        return {label: min(members, key=lambda text: position("test", text)) for label, members in texts_of.items()}
+
+    before, nearest, moved, out_of_test = assigned(split(there)), nearest_of_each_class(), 0, 0
+    for step in range(15):
+        added = coming[60 * step : 60 * step + 60]
+        there = rng.sample(there + added, len(there) + 60)
+        after, nearest_now = assigned(split(there)), nearest_of_each_class()
+        found = changes(before, after)
+        assert {label_of[text] for text in found} <= {row["label"] for row in added}, "the other classes stay"
+        returned = {text for label, text in nearest.items() if position("test", text) >= 0.2} - {*nearest_now.values()}
+        assert {text for text, (old, new) in found.items() if "books" in (old, new)} == returned
+        moved, out_of_test = moved + len(found), out_of_test + len(returned)
+        before, nearest = after, nearest_now
+    # 60 x 0.8 ** 5 = 20 classes lend to test at first, and until one of their texts falls under the fraction
+    assert 10 < out_of_test < 40
+    # a plain draw would move none, exact quotas any; each class lends to validation too, and longer
+    assert out_of_test < moved < 120
+
+
+def test_a_class_with_a_text_under_the_fraction_keeps_all_its_texts_where_they_are():
+    rows = numbered(2000)
+    assert changes(assigned(split(rows[:100])), assigned(split(rows))) == {}
+
+
+def test_a_lent_text_takes_its_twins_along_in_every_class_and_domain():
+    rows = [
+        {"text": f"Text {i}", "label": str(i // 5), "domain": domain} for i in range(100) for domain in ("books", "dvd")
+    ]
+    rows += [{"text": f"text  {i}", "label": "twin"} for i in range(100)]
+    splits = split(rows)
+    assert splits.leaks.exact == 0
+    of = {}
+    for name, found in (
+        ("train", splits.train),
+        ("validation", splits.validation),
+        *(("test", r) for r in splits.test.values()),
+    ):
+        for text in texts(found):
+            of.setdefault(text.lower().replace("  ", " "), set()).add(name)
+    assert len(of) == 100 and all(len(names) == 1 for names in of.values())
+    assert kinds(splits.test["books"]) >= {("books", str(i)) for i in range(20)}, "as each of five texts lends"
+
+
+def test_twins_count_once_towards_the_texts_that_a_class_needs_to_lend():
+    lent = {"test_fraction": 1e-9, "validation_fraction": 1e-9}
+    four = [{"text": f"text {i % 4}"} for i in range(12)]
+    assert "no domain has test rows" in refused(four, **lent)
+    five = split([{"text": f"text {i % 5}"} for i in range(15)], **lent)
+    assert [rows.num_rows for rows in (five.train, five.validation, five.test["books"])] == [9, 3, 3]
+
+
+def test_each_class_of_a_text_with_several_is_represented():
+    rows = [{"text": f"text {i}", "label": ["often"] + ["rare"] * (i % 30 == 0)} for i in range(200)]
+    lists = split(rows)
+    joined = split([{**row, "label": "|".join(row["label"])} for row in rows], label_separator="|")
+    for splits in (lists, joined):
+        for found in (splits.train, splits.validation, splits.test["books"]):
+            assert any("rare" in label for label in found["label"])
+    assert assigned(lists) == assigned(joined)
+
+
+def test_numbers_to_regress_are_represented_by_domain_and_never_listed_as_classes():
+    rows = [{"text": f"{d} {i}", "label": i / 7, "domain": d} for d in ("books", "dvd") for i in range(5)]
+    splits = split(rows)
+    assert all(found.num_rows for found in splits.test.values()) and set(splits.validation["domain"]) == {
+        "books",
+        "dvd",
+    }
+    assert splits.notes == ()
+
+
 def test_validation_is_never_empty_where_train_can_spare_a_row():
-    rows = [*numbered(10, split="train"), {"text": "scored", "split": "test"}]
+    rows = [*numbered(3, split="train"), {"text": "scored", "split": "test", "label": "0"}]
     splits = split(rows, validation_fraction=0.0001)
-    assert splits.validation.num_rows == 1 and splits.train.num_rows == 9
+    assert splits.validation.num_rows == 1 and splits.train.num_rows == 2
     assert "no row fell to validation by content" in splits.notes[0]
     one = split([{"text": "only", "split": "train"}, {"text": "scored", "split": "test"}])
     assert (one.train.num_rows, one.validation.num_rows) == (1, 0)
 
 
-def test_a_domain_of_twenty_rows_without_validation_is_noted():
+def test_classes_without_validation_or_test_rows_are_noted_smallest_first():
     scored = [{"text": f"scored {domain}", "domain": domain, "split": "test"} for domain in ("books", "dvd")]
-    held_out = [{"text": "held out", "split": "validation"}]
-    splits = split(
-        numbered(5, split="train") + held_out + numbered(20, "dvd", split="train") + scored, validation_fraction=1e-9
+    rows = [
+        *numbered(9, split="train", classes=3),
+        *numbered(30, "dvd", split="train", classes=1),
+        {"text": "held out", "split": "validation", "label": "1"},
+        {"text": "by itself", "domain": "dvd", "label": "alone"},
+        *scored,
+    ]
+    assert split(rows, validation_fraction=1e-9, test_domains=("dvd",)).notes == (
+        "no validation row, so selection does not see them: dvd 'alone' (1 row), books '0' (3 rows), books '2' (3 "
+        "rows); give more rows.",
+        "no test row, so no score speaks for them: dvd 'alone' (1 row), dvd '0' (30 rows); give more rows.",
     )
-    assert splits.notes == (
-        "dvd has 20 train rows and none in validation, so selection does not see it: raise --data.validation_fraction.",
+    many = [{"text": f"text {i}", "label": str(i // 2)} for i in range(40)]
+    note = split([*many, *scored[:1]]).notes[-1]
+    assert note == (
+        "no test row, so no score speaks for them: books '0' (2 rows), books '1' (2 rows), books '2' (2 rows) and 17 "
+        "more; give more rows."
     )
+    bare = split([*numbered(20), *numbered(2, "dvd", split="train"), *scored], validation_fraction=1e-9)
+    assert "no validation row, so selection does not see them: dvd (2 rows); give more rows." in bare.notes
 
 
 def test_caps_are_met_nested_repeatable_and_stratified():

@@ -1,5 +1,6 @@
 """Floor 4: what a run tells: results.json for machines, report.md, a table on the console, a bar while it trains."""
 
+from hf_transfer.report.comparison_console import print_comparison
 from hf_transfer.report.console import print_results
 from hf_transfer.report.markdown import to_markdown
 from hf_transfer.report.progress import Progress
@@ -14,4 +15,5 @@ __all__ = [
     "read_results",
     "to_markdown",
     "print_results",
+    "print_comparison",
 ]

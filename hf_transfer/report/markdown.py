@@ -17,6 +17,7 @@ from hf_transfer.report.results import (
     format_score,
     format_value,
     metric_names,
+    metric_words,
     one_line,
     rows_by_stage,
 )
@@ -28,17 +29,6 @@ _STRATEGIES = {
     "freeze": "Fine-tuning the unfrozen layers of",
     "lora": "LoRA fine-tuning of",
     "probe": "A head trained on the frozen features of",
-}
-_METRICS = {
-    "f1": "F1",
-    "f1_macro": "macro F1",
-    "f1_micro": "micro F1",
-    "f1_weighted": "weighted F1",
-    "mcc": "Matthews correlation",
-    "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-    "mae": "mean absolute error",
-    "rmse": "root mean squared error",
 }
 _RULES = {
     "in_domain_validation": "the best on the validation split of the train domains",
@@ -89,7 +79,7 @@ def headline(results: Results) -> str:
     own = [row for row in rows if row.role == "in_domain"]
     others = [row for row in rows if row.role == "shifted"]
     metric, shift = results["shift"]["metric"], results["shift"]
-    strategy, name = results["strategy"]["name"], escape(_METRICS.get(metric, metric.replace("_", " ")))
+    strategy, name = results["strategy"]["name"], escape(metric_words(metric))
     how = _STRATEGIES.get(strategy, f"The strategy {escape(strategy)} on")
     start = f"{how} {escape(results['checkpoint']['id'])} on {_domains(results['data']['train_domains'])} reaches"
     in_domain, shifted = (format_value(metric, shift[key]) for key in ("in_domain_mean", "shifted_mean"))

@@ -74,7 +74,7 @@ class Progress:
         """Print one line (a validation result, say) above the bar, or on its own where there is none."""
         if self._is_main:
             # soft_wrap: a line of a log stays one line, whatever width the log claims to have
-            self._console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _refresh(self, bar: Bar, now: float) -> None:
         self._marks.append((now, self._steps, self._examples))

@@ -32,15 +32,25 @@ from hf_transfer.records import (
 from hf_transfer.version import __version__
 
 SCHEMA = "hf-transfer/results/1"
+CURVE_POINTS = 200
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "scikit-learn")
 
 # Top-level keys that report, card and comparisons read; a file without one of them was not written by a run.
-_REQUIRED: dict[str, type] = {
-    **dict.fromkeys(("checkpoint", "strategy", "selection", "data", "labels", "shift", "timing"), dict),
-    **dict.fromkeys(("artefact", "environment", "config"), dict),
-    **dict.fromkeys(("scores", "comparisons", "notes", "history"), list),
+_OF_ALL: dict[str, type] = {
+    **dict.fromkeys(("checkpoint", "selection", "data", "environment", "config"), dict),
+    **dict.fromkeys(("scores", "comparisons", "notes"), list),
     "task": str,
     "seed": int,
+}
+_REQUIRED: dict[str, type] = {
+    **_OF_ALL,
+    **dict.fromkeys(("strategy", "labels", "shift", "timing", "artefact"), dict),
+    "history": list,
+}
+_OF_COMPARISONS: dict[str, type] = {
+    **_OF_ALL,
+    **dict.fromkeys(("strategies", "controls", "directions", "summary", "cost", "runs", "answer", "distances"), list),
+    "metric": str,
 }
 # Config fields that may hold a folder of the user's machine.
 _PLACES = (("data", "source"), ("model", "checkpoint"), ("train", "resume"), (None, "output_dir"))
@@ -56,20 +66,25 @@ def build_results(
     splits: DomainSplits,
     truncated: int,
     labels: LabelSpace,
-    pretrained: Pretrained,
+    pretrained: Pretrained | None,
     trainable: TrainableSummary,
     trained: TrainResult,
     shift: ShiftReport,
     evaluate_seconds: float,
     peak_memory_bytes: int | None,
     artefact: Artefact,
+    predict_seconds: float = math.nan,
     environment: Mapping[str, Any],
     notes: Iterable[str] = (),
+    examples: Mapping[str, Any] | None = None,
+    calibration: Iterable[Mapping[str, Any]] = (),
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of results.json: plain dicts, lists, strings and finite numbers; None for nan and infinity.
 
     ``config`` is the resolved config as nested dicts (``dataclasses.asdict``), ``truncated`` counts the examples
-    cut at ``data.max_length``, ``environment`` comes from ``describe_environment``. An absolute path in ``config``
+    cut at ``data.max_length``, ``environment`` comes from ``describe_environment``, ``examples`` and ``calibration``
+    from report/examples.py, ``training`` from ``describe_training``. An absolute path in ``config``
     or in the checkpoint's id is recorded by its last component, also where a note mentions it.
     """
     shown_config = plain(config)
@@ -91,12 +106,15 @@ def build_results(
         "scores": [dataclasses.asdict(score) for score in shift.scores],
         "comparisons": shift.comparisons,
         "shift": _shift_facts(shift),
-        "timing": _timing_facts(trained, evaluate_seconds, peak_memory_bytes),
+        "timing": _timing_facts(trained, predict_seconds, evaluate_seconds, peak_memory_bytes, splits),
         "artefact": dataclasses.asdict(artefact),
         "environment": environment,
         "notes": [_replace_all(note, shown_paths) for note in all_notes],
         "config": shown_config,
         "history": trained.history,
+        "training": training or {},
+        "calibration": list(calibration),
+        "examples": examples or {},
     }
     return plain(results)
 
@@ -110,6 +128,24 @@ def describe_environment(world_size: int, device: str, precision: str) -> dict[s
         "packages": {"hf-transfer-learning": __version__, **{name: _installed(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe_training(log: Path, history: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Loss and validation by step, for curves; the loss as means over at most ``CURVE_POINTS`` stretches of the log."""
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    stretch = max(1, math.ceil(len(records) / CURVE_POINTS))
+    steps, losses = [], []
+    for start in range(0, len(records), stretch):
+        part = [record["loss"] for record in records[start : start + stretch]]
+        steps.append(records[min(start + stretch, len(records)) - 1]["step"])
+        losses.append(sum(part) / len(part))
+    history = list(history)
+    return {
+        "steps": steps,
+        "loss": losses,
+        "validation_steps": [record["step"] for record in history],
+        "validation": [record["value"] for record in history],
     }
 
 
@@ -173,7 +209,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
     found = results.get("schema") if isinstance(results, dict) else None
     if found != SCHEMA:
         raise InputError(f"{path} must have the schema {SCHEMA!r}, found {found!r}: {remedy}, of this version.")
-    broken = [key for key, kind in _REQUIRED.items() if not isinstance(results.get(key), kind)]
+    required = _OF_COMPARISONS if results.get("kind") == "comparison" else _REQUIRED
+    broken = [key for key, kind in required.items() if not isinstance(results.get(key), kind)]
     if broken:
         raise InputError(f"{path} lacks {', '.join(broken)}: {remedy}; if it was edited, repeat the run.")
     return results
@@ -218,6 +255,24 @@ def confidence_percent(results: Mapping[str, Any]) -> str:
 def is_fraction(metric: str) -> bool:
     """Whether the metric is a share from 0 to 1 that people read as a percentage (f1_macro, say, but not log_loss)."""
     return not {"accuracy", "f1", "precision", "recall", "match"}.isdisjoint(metric.split("_"))
+
+
+_METRIC_WORDS = {
+    "f1": "F1",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "f1_weighted": "weighted F1",
+    "mcc": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+}
+
+
+def metric_words(metric: str) -> str:
+    """The metric as people write it: ``macro F1`` for ``f1_macro``."""
+    return _METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
 def format_value(metric: str, value: float | None) -> str:
@@ -269,7 +324,9 @@ def _number(metric: str, value: float, like: float) -> str:
 # ---- parts of results.json -------------------------------------------------------------------------------------
 
 
-def _checkpoint_facts(pretrained: Pretrained) -> dict[str, Any]:
+def _checkpoint_facts(pretrained: Pretrained | None) -> dict[str, Any]:
+    if pretrained is None:  # a control without a transformer
+        return {"id": "", "revision": "", "sha256": "", "newly_initialised": []}
     return {
         "id": _shortened(pretrained.checkpoint_id),
         "revision": pretrained.revision,
@@ -306,7 +363,14 @@ def _data_facts(table: DomainTable, splits: DomainSplits, truncated: int) -> dic
     }
 
 
-def _timing_facts(trained: TrainResult, evaluate_seconds: float, peak_memory_bytes: int | None) -> dict[str, Any]:
+def _timing_facts(
+    trained: TrainResult,
+    predict_seconds: float,
+    evaluate_seconds: float,
+    peak_memory_bytes: int | None,
+    splits: DomainSplits,
+) -> dict[str, Any]:
+    test_count = sum(len(rows) for rows in splits.test.values())
     return {
         "train_seconds": trained.train_seconds,
         "evaluate_seconds": evaluate_seconds,
@@ -318,6 +382,7 @@ def _timing_facts(trained: TrainResult, evaluate_seconds: float, peak_memory_byt
         "padding_tokens": trained.padding_tokens,
         "examples_per_second": _ratio(trained.examples, trained.train_seconds),
         "tokens_per_second": _ratio(trained.tokens, trained.train_seconds),
+        "predict_examples_per_second": _ratio(test_count, predict_seconds),
         "padding_fraction": _ratio(trained.padding_tokens, trained.tokens + trained.padding_tokens),
         "peak_memory_bytes": peak_memory_bytes,
     }

@@ -8,21 +8,25 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_transfer.config import DATA_SUFFIXES, DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
 
-__all__ = ["check_rows", "load_source", "read_source"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["check_rows", "labelled", "load_source", "read_source"]
 
 
 def load_source(data: DataConfig) -> DomainTable:
-    """Read and check ``data.source``: every row that is returned has a text and a label.
+    """Read and check ``data.source``: every row that is returned has a text, a domain and a label.
 
     Rows with an empty text are dropped with a note.
 
     Raises:
-        InputError: nothing there, contents that cannot be used, or missing labels; all problems of a step together.
+        InputError: nothing there, contents that cannot be read; else all problems of the rows together.
     """
     table, problems = check_rows(read_source(data), data)
     if problems:
@@ -59,10 +63,17 @@ def read_source(data: DataConfig) -> DomainTable:
 
 
 def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[str]]:
-    """Drop rows with an empty text, noting where, and list the problems that stop a run (missing labels)."""
+    """Drop rows with an empty text, noting where, and list what stops a run: repeated ids, no domain, no label."""
     from hf_transfer.sources import base
 
     return base.check_rows(table, data)
+
+
+def labelled(rows: Dataset, data: DataConfig) -> Dataset:
+    """The rows that have a label."""
+    from hf_transfer.sources import base
+
+    return base.labelled(rows, data)
 
 
 def _may_be_hub_id(source: str) -> bool:

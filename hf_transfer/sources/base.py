@@ -100,7 +100,7 @@ def assemble(parts: Sequence[Part], name: str, data: DataConfig, notes: Sequence
     """One table under the standard column names from parts in the order given.
 
     Raises:
-        InputError: missing columns, values of a kind that cannot be used, repeated ids, or no rows at all.
+        InputError: missing columns, values of a kind that cannot be used, or no rows at all.
     """
     # 1. The columns that the config names must be in every part; `domain` and `split` in all or in none.
     # 2. Each part is put under the standard names, its labels still of its own type.
@@ -108,16 +108,14 @@ def assemble(parts: Sequence[Part], name: str, data: DataConfig, notes: Sequence
     # 4. Split names are put in one form; rows of splits that are not train, validation or test go, counted.
     domain_column, problems = _optional_column(parts, data, "domain", data.domain_column)
     split_column, split_problems = _optional_column(parts, data, "split", data.split_column)
-    raise_if(_missing_columns(parts, data) + problems + split_problems)
+    raise_if(missing_columns(parts, data) + problems + split_problems)
     standard = [_standard_columns(part, name, data, domain_column, split_column) for part in parts]
-    raise_if([problem for _, found in standard for problem in found])
     labels, problems = _one_label_type(parts, data.label_column)
-    raise_if(problems)
+    raise_if([problem for _, found in standard for problem in found] + problems)
     joined = [pa.table({**columns, "label": label}) for (columns, _), label in zip(standard, labels, strict=True)]
     table, dropped = _with_plain_splits(pa.concat_tables(joined))
     if not table.num_rows:
         raise InputError([f"{name} holds no rows to train on or to score: give data with at least one row.", *dropped])
-    raise_if(_table_problems(table, data, domain_column))
     all_notes = (*notes, *(note for part in parts for note in part.notes), *dropped)
     return make_table(table, name, notes=all_notes)
 
@@ -156,10 +154,12 @@ def hash_rows(table: pa.Table) -> str:
 
 
 def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[str]]:
-    """Drop rows with an empty text (or an empty second text), noting where; name the labels that are missing.
+    """Drop rows with an empty text (or an empty second text), noting where; list what stops a run about the others.
 
-    Returns the table and its problems, each with a count, the first places and a remedy; [] if it can be used. A
-    test or validation split without a single label, as published for leaderboards, is dropped with a note.
+    Returns the table and its problems (repeated ids, missing domains, missing labels), each with a count, the first
+    places and a remedy; [] if it can be used. A test or validation split without a single label, as published for
+    leaderboards, is dropped with a note. With problems the table holds no row without a domain, so that no domain is
+    called "", but still those without a label: ``labelled`` leaves them out.
     """
     rows = arrow_table(table.rows)
     notes = list(table.notes)
@@ -174,7 +174,7 @@ def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[
         rows = rows.filter(pc.invert(blank))
     missing = _missing_labels(rows["label"], data)
     rows, missing, unlabelled = _without_unlabelled_splits(rows, missing)
-    problems = []
+    problems, no_domain = _name_problems(rows, data)
     missing_count = pc.sum(missing).as_py() or 0
     if missing_count:
         places = shown_places(rows["place"], missing)
@@ -184,9 +184,18 @@ def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[
         )
     if not rows.num_rows:
         problems.append(f"{table.name} holds no row with a text: look into column {data.text_column!r}.")
+    rows = rows.filter(pc.invert(no_domain))
     if rows.num_rows == table.rows.num_rows:
         return table, problems
     return make_table(rows, table.name, table.default_train_domains, tuple(notes + unlabelled)), problems
+
+
+def labelled(rows: Dataset, data: DataConfig) -> Dataset:
+    """The rows that have a label."""
+    missing = _missing_labels(arrow_table(rows)["label"], data) if rows.num_rows else None
+    if missing is None or not pc.any(missing).as_py():
+        return rows
+    return rows.select(pc.indices_nonzero(pc.invert(missing)).cast(pa.int64()).to_numpy())
 
 
 def name_classes(table: pa.Table, features: Mapping[str, Any], column_name: str) -> pa.Table:
@@ -215,7 +224,7 @@ def raise_if(problems: Sequence[str]) -> None:
         raise InputError(problems)
 
 
-def _missing_columns(parts: Sequence[Part], data: DataConfig) -> list[str]:
+def missing_columns(parts: Sequence[Part], data: DataConfig) -> list[str]:
     """One problem for each configured column and each set of columns that lacks it, naming the files."""
     problems = []
     for field in ("text_column", "text_pair_column", "label_column", "id_column", "domain_column", "split_column"):
@@ -368,21 +377,22 @@ def _with_plain_splits(table: pa.Table) -> tuple[pa.Table, list[str]]:
     return table.filter(plain.is_valid()), [note]
 
 
-def _table_problems(table: pa.Table, data: DataConfig, domain_column: str | None) -> list[str]:
+def _name_problems(rows: pa.Table, data: DataConfig) -> tuple[list[str], pa.ChunkedArray]:
+    """Blank and repeated ids, and blank domains; and which rows have no domain."""
     problems = []
     for column, flag, standard in (
-        (domain_column, "domain_column", "domain"),
         (data.id_column, "id_column", "example_id"),
+        (data.domain_column or "domain", "domain_column", "domain"),
     ):
-        blank = _blank(table[standard])
-        blank_count = pc.sum(blank).as_py()
-        if column is not None and blank_count:
-            places = shown_places(table["place"], blank)
+        blank = _blank(rows[standard])
+        blank_count = pc.sum(blank).as_py() or 0
+        if blank_count:
+            places = shown_places(rows["place"], blank)
             problems.append(
                 f"{counted(blank_count, 'row')} with nothing in column {column!r} ({places}): "
                 f"fill it in, or name another --data.{flag}."
             )
-    return problems + _repeated_ids(table, data)
+    return _repeated_ids(rows, data) + problems, blank
 
 
 def _repeated_ids(table: pa.Table, data: DataConfig) -> list[str]:

@@ -32,6 +32,7 @@ from hf_transfer.sources.base import (
     assemble,
     closest,
     counted,
+    missing_columns,
     name_classes,
     raise_if,
     shown,
@@ -73,7 +74,8 @@ def load_files(path: Path, data: DataConfig) -> DomainTable:
             parts.append(read_file(file, used_columns(data)))
         except InputError as error:
             problems += error.problems
-    raise_if(problems)
+    if problems:
+        raise InputError([*problems, *missing_columns(parts, data)])
     return assemble(parts, path.resolve().name if path.is_dir() else path.stem, data, notes)
 
 

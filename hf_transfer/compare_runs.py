@@ -1,0 +1,387 @@
+"""Floor 5: compare strategies: plan the runs, make those that are not finished, and report on all of them.
+
+Runs are made one after the other over the same text, so that what one has read, encoded or computed with a frozen
+body serves the next. Each leaves a folder with its results.json; a comparison that was killed finds those and goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import disable_progress_bars
+
+from hf_transfer.batching import window_count
+from hf_transfer.comparison import Setting, join, name_of
+from hf_transfer.config import CONTROLS, CompareConfig, RunConfig, check_config, from_nested, to_yaml
+from hf_transfer.control_runs import DOES_NOT_APPLY, score_control, scratch_config
+from hf_transfer.domain_distances import measure_distances
+from hf_transfer.errors import InputError, RunError
+from hf_transfer.features import FeatureStore
+from hf_transfer.folder import deciding_settings
+from hf_transfer.launch import leave_processes, start_processes
+from hf_transfer.page import adapt
+from hf_transfer.pretrained import find_checkpoint
+from hf_transfer.records import Text
+from hf_transfer.report import print_comparison, read_results, write_json, write_text
+from hf_transfer.report.files import write_comparison, write_report
+from hf_transfer.report.shown import surest_mistakes
+from hf_transfer.sources import load_source
+from hf_transfer.tasks import TASKS
+from hf_transfer.text import read_text
+
+OUTPUTS = ("results.json", "report.md", "report.html", "plan.json", "config.yaml", "distances.json", "figures", "runs")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that a comparison consists of."""
+
+    name: str
+    """Of its folder."""
+    strategy: str
+    """Or the name of a control."""
+    setting: Setting
+    config: RunConfig
+    keep_model: bool
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As ``runs`` of results.json lists it."""
+        return {
+            "name": self.name,
+            "strategy": self.strategy,
+            "seed": self.config.seed,
+            "direction": name_of(self.setting),
+            "target_domain": self.setting.target_domain,
+            "target_examples": self.setting.target_examples,
+            "with_source": self.setting.with_source,
+        }
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What ``compare`` returns; ``output_dir/results.json`` holds the same facts."""
+
+    results: dict[str, Any]
+    """{} off the main process."""
+    output_dir: Path
+
+
+def compare(
+    config: RunConfig,
+    strategies: Sequence[str] | None = None,
+    controls: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> CompareResult:
+    """Run every strategy, control and seed over the same data and say which differences are real.
+
+    Args:
+        config: a ``CompareConfig``, or the ``RunConfig`` of one run, whose strategy and seed then do not count.
+        strategies, controls, seeds: replace those of ``config``.
+
+    Raises:
+        InputError: something given cannot be used, or the folder holds runs with other settings; nothing was written.
+        RunError: no run finished.
+    """
+    disable_progress_bars()
+    config = check_config(_as_comparison(config, strategies, controls, seeds))
+    output_dir = Path(config.output_dir)
+    texts = Texts()
+    plan = plan_runs(config, texts)
+    done = _finished(plan, output_dir, texts, config.overwrite)
+    find_checkpoint(config.model)  # a comparison without its checkpoint has failed before it begins
+    accelerator = start_processes(config.train, "", 1)
+    accelerator.wait_for_everyone()  # all have looked before anything is written
+    if accelerator.is_main_process:
+        _open_folder(config, plan)
+    accelerator.wait_for_everyone()
+    failures: dict[str, str] = {}
+    for number, run in enumerate(plan, start=1):
+        if run.name in done:
+            continue
+        if accelerator.is_main_process:
+            print(f"run {number} of {len(plan)}: {run.name}", flush=True)
+        failures |= _make(run, texts, accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+    results: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        results = _report(config, plan, failures, texts)
+        print_comparison(results, output_dir=output_dir)
+    leave_processes()
+    return CompareResult(results, output_dir)
+
+
+class Texts:
+    """Texts by what decides them, each read once; stored features are shared by all."""
+
+    def __init__(self) -> None:
+        self._texts: dict[Any, Text] = {}
+        self._features = FeatureStore()
+
+    def of(self, config: RunConfig) -> Text:
+        """The text that ``config`` asks for."""
+        data = config.data
+        drawn_by_seed = data.max_train_examples is not None or any(data.target_examples)
+        key = (data, config.train.class_weights, config.seed if drawn_by_seed else None)
+        if key not in self._texts:
+            text = Text(*read_text(data, config.train, TASKS[config.task], config.seed))
+            text.shared["features"] = self._features
+            self._texts[key] = text
+        return self._texts[key]
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------
+
+
+def plan_runs(config: CompareConfig, texts: Texts) -> list[PlannedRun]:
+    """All runs of a comparison, in the order in which they are made: cheap controls first, then seed by seed."""
+    settings = list(_settings(config, texts))
+    plan = []
+    for name in [*(c for c in CONTROLS if c in config.controls), *config.strategies]:
+        for seed in config.seeds:
+            for setting in settings:
+                if setting.target_examples and name == "before":
+                    continue  # it learns from nothing
+                run = _planned(config, name, seed, setting, texts)
+                if run is not None:
+                    plan.append(run)
+    order = {seed: place for place, seed in enumerate(config.seeds)}
+    cheap = ("before", "tfidf", "majority")
+    return sorted(plan, key=lambda run: (run.strategy not in cheap, order[run.config.seed]))
+
+
+def _settings(config: CompareConfig, texts: Texts) -> Iterator[Setting]:
+    """Directions, and for each of them the numbers of target examples with and without the source."""
+    data = config.data
+    if config.matrix or config.leave_one_out:
+        domains = data.train_domains or tuple(dict.fromkeys(load_source(data).rows["domain"]))
+        if len(domains) < 2:
+            flag = "matrix" if config.matrix else "leave_one_out"
+            raise InputError(f"--{flag} needs two domains or more, found {len(domains)}: see --data.domain_column.")
+        for domain in domains:
+            yield Setting((domain,) if config.matrix else tuple(other for other in domains if other != domain))
+        return
+    base = dataclasses.replace(data, target_examples=(), target_domains=(), with_source=True)
+    splits = texts.of(dataclasses.replace(config, data=base)).splits
+    yield Setting(splits.train_domains)
+    shifted = [domain for domain in splits.test if splits.role(domain) == "shifted"]
+    unknown = [domain for domain in data.target_domains if domain not in shifted]
+    if unknown:
+        raise InputError(
+            f"--data.target_domains names {', '.join(unknown)}, which is no shifted test domain; there are "
+            f"{', '.join(shifted) or 'none'}."
+        )
+    for count in data.target_examples:
+        for domain in (data.target_domains or shifted) if count else ():
+            yield Setting(splits.train_domains, domain, count, True)
+            yield Setting(splits.train_domains, domain, count, False)
+
+
+def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, texts: Texts) -> PlannedRun | None:
+    """One run; None where a control without chance was planned with the first seed already."""
+    data = dataclasses.replace(
+        config.data,
+        train_domains=setting.train_domains,
+        target_domains=(setting.target_domain,) if setting.target_domain else (),
+        target_examples=(setting.target_examples,) if setting.target_examples else (),
+        with_source=setting.with_source,
+    )
+    drawn_by_seed = data.max_train_examples is not None or setting.target_examples
+    by_chance = name not in ("before", "tfidf", "majority") or (drawn_by_seed and name != "before")
+    if seed != config.seeds[0] and not by_chance:
+        return None
+    folder = _folder_name(name, seed, setting, config)
+    if not setting.with_source:  # a few target examples need not show every class
+        base = dataclasses.replace(config.data, target_examples=(), target_domains=(), with_source=True)
+        data = dataclasses.replace(data, label_names=texts.of(dataclasses.replace(config, data=base)).labels.names)
+    fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(RunConfig)}
+    fields |= {
+        "data": data,
+        "seed": seed,
+        "adapt": config.adapt if name in CONTROLS else dataclasses.replace(config.adapt, strategy=name),  # type: ignore[arg-type]
+        "train": _budget(config, name, setting, texts),
+        "output_dir": str(Path(config.output_dir) / "runs" / folder),
+        "overwrite": False,
+    }
+    if any(config.data.target_examples):
+        # few target labels leave nothing to select on, and both sides of a comparison must select alike
+        fields["evaluate"] = dataclasses.replace(config.evaluate, selection="last")
+    if name != "lora":
+        fields["publish"] = dataclasses.replace(config.publish, export=None)
+    if name in ("probe",):
+        fields["adapt"] = dataclasses.replace(fields["adapt"], head_first=False)
+    if name != "freeze":
+        fields["adapt"] = dataclasses.replace(fields["adapt"], gradual_unfreezing=False)
+    keep = config.keep_models == "all" or (config.keep_models == "first_seed" and seed == config.seeds[0])
+    return PlannedRun(folder, name, setting, RunConfig(**fields), keep and not setting.target_examples)
+
+
+def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) -> Any:
+    """The loop's settings with the comparison's budget: the same number of steps with and without the source."""
+    train = dataclasses.replace(config.train, resume="auto", learning_rate=config.learning_rate_of(name))
+    if config.budget.examples is not None:
+        train = dataclasses.replace(train, max_steps=math.ceil(config.budget.examples / train.window_size))
+    if config.budget.seconds is not None:
+        train = dataclasses.replace(train, max_seconds=config.budget.seconds)
+    if not setting.with_source and train.max_steps is None:
+        base = dataclasses.replace(config.data, target_examples=(), target_domains=(), with_source=True)
+        source = len(texts.of(dataclasses.replace(config, data=base)).splits.train)
+        windows = window_count(source + setting.target_examples, train.window_size)
+        train = dataclasses.replace(train, max_steps=max(1, math.ceil(train.epochs * windows)))
+    return train
+
+
+def _folder_name(name: str, seed: int, setting: Setting, config: CompareConfig) -> str:
+    """``lora-s0``, with the direction in front where there are several: safe as a folder name, unique by number."""
+    parts = [f"{name}-s{seed}"]
+    if config.matrix or config.leave_one_out:
+        parts.append(f"on-{'-'.join(map(_slug, setting.train_domains))}"[:80])
+    if setting.target_examples:
+        side = "with" if setting.with_source else "without"
+        parts.append(f"{setting.target_examples}-{_slug(str(setting.target_domain))}-{side}-source")
+    return "_".join(parts)
+
+
+def _slug(text: str) -> str:
+    """Letters, digits and dots; what is lost from a name is made up for by a digest, so that names stay apart."""
+    import hashlib
+
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in ".") else "-" for c in text)
+    return plain if plain == text else f"{plain[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+# ---- making them -----------------------------------------------------------------------------------------------
+
+
+def _as_comparison(
+    config: RunConfig,
+    strategies: Sequence[str] | None,
+    controls: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+) -> CompareConfig:
+    if not isinstance(config, CompareConfig):
+        fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(RunConfig)}
+        if fields["evaluate"].controls:  # what a run calls its controls, a comparison has at the top
+            fields["controls"] = fields["evaluate"].controls
+            fields["evaluate"] = dataclasses.replace(fields["evaluate"], controls=())
+        config = CompareConfig(**fields)
+    given: dict[str, Any] = {"strategies": strategies, "controls": controls, "seeds": seeds}
+    replaced: dict[str, Any] = {name: tuple(items) for name, items in given.items() if items is not None}
+    return dataclasses.replace(config, **replaced)
+
+
+def _finished(plan: Sequence[PlannedRun], output_dir: Path, texts: Texts, overwrite: bool) -> set[str]:
+    """Names of runs that need not be made again.
+
+    Raises:
+        InputError: the folder holds runs of these names with other settings or data.
+    """
+    if overwrite:
+        return set()
+    done, problems = set(), []
+    for run in plan:
+        folder = output_dir / "runs" / run.name
+        if not (folder / "results.json").exists():
+            continue
+        differing = _differing(folder, run, texts)
+        if differing:
+            problems.append(f"{folder} holds a run with other settings ({'; '.join(differing)})")
+        else:
+            done.add(run.name)
+    if problems:
+        raise InputError([f"{text}: choose another --output_dir, or pass --overwrite." for text in problems])
+    return done
+
+
+def _differing(folder: Path, run: PlannedRun, texts: Texts) -> list[str]:
+    """What a finished run was made with, where it is not what is planned."""
+    import yaml
+
+    try:
+        then = from_nested(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), RunConfig)
+        before, now = deciding_settings(then), deciding_settings(run.config)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+        return ["its config.yaml is missing or of another version"]
+    differing = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name) != now[name]]
+    if then.seed != run.config.seed:
+        differing.append(f"seed {then.seed}, now {run.config.seed}")
+    fingerprint = texts.of(run.config).table.fingerprint
+    if read_results(folder)["data"]["fingerprint"] != fingerprint:
+        differing.append("other data")
+    return differing
+
+
+def _open_folder(config: CompareConfig, plan: Sequence[PlannedRun]) -> None:
+    """Clear what a report will replace (the runs too, with ``overwrite``) and write config and plan."""
+    folder = Path(config.output_dir)
+    if config.overwrite:
+        for name in OUTPUTS:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").unlink(missing_ok=True)  # its presence means that the comparison is finished
+    write_text(folder / "config.yaml", to_yaml(config))
+    write_json(folder / "plan.json", [run.facts for run in plan])
+
+
+def _make(run: PlannedRun, texts: Texts, is_main: bool) -> dict[str, str]:
+    """Make one run; its failure is returned by name, with what went wrong, and does not stop the others."""
+    folder = Path(run.config.output_dir)
+    try:
+        text = texts.of(run.config)
+        if run.strategy == "scratch":
+            config = scratch_config(run.config)
+            results = adapt(config, text, keep_model=False, stage="scratch").results
+        elif run.strategy in CONTROLS:
+            results = score_control(run.strategy, run.config, text, adapt)
+        else:
+            results = adapt(run.config, text, run.keep_model).results
+    except (InputError, RunError, RuntimeError, ValueError, MemoryError, OSError) as error:
+        if is_main and DOES_NOT_APPLY in str(error):
+            print(f"{error}", flush=True)
+        elif is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "error.txt", traceback.format_exc())
+            print(f"{run.name} failed: {error}", flush=True)
+        return {run.name: " ".join(str(error).split())}
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", to_yaml(run.config))
+        (folder / "error.txt").unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is saved, or was not wanted
+        write_report(folder, results)
+    return {}
+
+
+def _report(
+    config: CompareConfig, plan: Sequence[PlannedRun], failures: dict[str, str], texts: Texts
+) -> dict[str, Any]:
+    """Join the finished runs and write the report."""
+    output_dir = Path(config.output_dir)
+    finished = [run for run in plan if run.name not in failures]
+    if not finished:
+        raise RunError(f"none of {len(plan)} runs finished: {'; '.join(failures.values())}")
+    read = [read_results(output_dir / "runs" / run.name) for run in finished]
+    applicable = {name: text for name, text in failures.items() if DOES_NOT_APPLY not in text}
+    failed = [run.facts | {"status": "failed", "error": applicable[run.name]} for run in plan if run.name in applicable]
+    joined = join(
+        read,
+        config=json.loads(json.dumps(dataclasses.asdict(config))),
+        other_runs=failed,
+        distances=measure_distances(finished, texts.of, output_dir / "distances.json"),
+        notes=[text for name, text in failures.items() if name not in applicable],
+        examples_shown=surest_mistakes(read, texts.of(finished[0].config)) if config.report.show_examples else (),
+    )
+    write_comparison(output_dir, joined)
+    return joined

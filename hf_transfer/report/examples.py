@@ -1,0 +1,103 @@
+"""Floor 4: the examples of a run in results.json: what was predicted for each, so that runs can be compared later.
+
+Numbers only, no text. Paired tests, confusion and curves of a report are made from these, also long after the run and
+for runs made at different times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hf_transfer.records import LabelSpace, Predictions
+from hf_transfer.shift import split_predictions
+
+MOST_PROBABILITIES = 200_000
+"""Numbers of one split up to which all probabilities are kept (about 2 MB); beyond it the highest of each example."""
+DIGITS = 6
+"""Significant digits of a probability: its rounding moves no score by more than the seventh."""
+
+
+def describe_examples(test: Predictions, validation: Predictions) -> dict[str, dict[str, dict[str, list[Any]]]]:
+    """``{split: {domain: {ids, reference, predicted, probabilities | confidence}}}``, domains in their order.
+
+    ``probabilities`` is [n][classes]; where that is too long, ``confidence`` [n] holds the highest of each example.
+    """
+    return {
+        split: {domain: _columns(part, len(whole.example_ids)) for domain, part in split_predictions(whole).items()}
+        for split, whole in (("test", test), ("validation", validation))
+        if len(whole.example_ids)
+    }
+
+
+def read_examples(results: Mapping[str, Any], split: str = "test") -> dict[str, Predictions]:
+    """The predictions of ``split`` by domain, as ``describe_examples`` wrote them; probabilities that were not kept
+    are nan, so that a score which needs them is undefined rather than wrong."""
+    read = {}
+    class_count = max(1, len(results["labels"]["names"]))
+    for domain, columns in results.get("examples", {}).get(split, {}).items():
+        count = len(columns["ids"])
+        kept = columns.get("probabilities")
+        probabilities = np.asarray(kept) if kept is not None else np.full((count, class_count), np.nan)
+        read[domain] = Predictions(
+            example_ids=np.asarray(columns["ids"]),
+            domain_ids=np.full(count, domain),
+            predicted=np.asarray(columns["predicted"]),
+            reference=np.asarray(columns["reference"]),
+            probabilities=probabilities.astype(np.float64),
+        )
+    return read
+
+
+def read_confidence(results: Mapping[str, Any], split: str, domain: str) -> np.ndarray:
+    """[n] probability of the most probable class."""
+    columns = results["examples"][split][domain]
+    if "confidence" in columns:
+        return np.asarray(columns["confidence"])
+    return np.asarray(columns["probabilities"]).max(1)
+
+
+def describe_calibration(
+    labels: LabelSpace, test_by_role: Mapping[str, Predictions], validation: Predictions, confidence: float, seed: int
+) -> list[dict[str, Any]]:
+    """Calibration in and outside the train domains; [] where predictions are not one class with a probability."""
+    from hf_transfer import calibration
+
+    if labels.problem != "single_label":
+        return []
+    return calibration.describe_calibration(validation, test_by_role, confidence, CALIBRATION_RESAMPLES, seed)
+
+
+CALIBRATION_RESAMPLES = 2_000
+"""Bootstrap resamples of the calibration error, a picture more than a test."""
+
+
+def _columns(part: Predictions, split_count: int) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "ids": part.example_ids.tolist(),
+        "reference": _plain(part.reference),
+        "predicted": _plain(part.predicted),
+    }
+    class_count = part.probabilities.shape[1]
+    if class_count == 1:
+        return columns  # regression: the value itself is what was predicted
+    if split_count * class_count <= MOST_PROBABILITIES:
+        columns["probabilities"] = _rounded(part.probabilities)
+    else:
+        columns["confidence"] = _rounded(part.probabilities.max(1))
+    return columns
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Class ids as integers, 0/1 rows as integers, regression values as floats."""
+    whole = values.dtype.kind in "iub" or (values.ndim == 2 and np.isin(values, (0, 1)).all())
+    return values.astype(np.int64).tolist() if whole else values.astype(np.float64).tolist()
+
+
+def _rounded(values: np.ndarray) -> list[Any]:
+    values = np.asarray(values, dtype=np.float64)
+    size = np.floor(np.log10(np.maximum(np.abs(values), 1e-30)))
+    factor = 10.0 ** (DIGITS - 1 - size)
+    return (np.round(values * factor) / factor).tolist()

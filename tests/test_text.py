@@ -1,0 +1,144 @@
+"""Text: what is wrong with a data set is said at once, with place and remedy, and nothing that follows from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_transfer.config import DataConfig, TrainConfig
+from hf_transfer.errors import InputError
+from hf_transfer.tasks import TASKS
+from hf_transfer.text import read_text
+
+TASK = TASKS["classification"]
+
+
+def row(label: object, split: str = "train", domain: str = "books", text: str = "text") -> dict:
+    return {"text": text, "label": label, "split": split, "domain": domain}
+
+
+def good_rows(domain: str = "books", labels: str = "ab") -> list[dict]:
+    return [
+        row(labels[i % len(labels)], "test" if i % 3 == 0 else "train", domain, f"{domain} number {i}")
+        for i in range(24)
+    ]
+
+
+def write(folder: Path, rows: list[dict]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path, train: TrainConfig | None = None, **settings):
+    return read_text(DataConfig(source=str(path), **settings), train or TrainConfig(), TASK, 0)
+
+
+def problems_of(path: Path, train: TrainConfig | None = None, **settings) -> tuple[str, ...]:
+    with pytest.raises(InputError) as caught:
+        read(path, train, **settings)
+    return caught.value.problems
+
+
+def test_good_text_gives_its_table_splits_and_labels(tmp_path):
+    rows = [*good_rows(), row("a", text=" "), *good_rows("dvd")]
+    table, splits, labels = read(write(tmp_path, rows), train_domains=("books",))
+    assert table.notes == ("dropped 1 row with an empty text (rows.jsonl:25).",) and table.rows.num_rows == 48
+    assert splits.train.num_rows + splits.validation.num_rows == 16
+    assert {domain: found.num_rows for domain, found in splits.test.items()} == {"books": 8, "dvd": 8}
+    assert labels.names == ("a", "b")
+
+
+def test_rows_domains_and_labels_are_reported_together_with_place_and_remedy(tmp_path):
+    rows = [
+        *good_rows(),
+        row("", text="which label?"),
+        row("a", text=""),
+        row("c", "test", text="a label that train lacks"),
+    ]
+    assert problems_of(write(tmp_path, rows), train_domains=("nowhere",)) == (
+        "1 of 26 rows without a label (rows.jsonl:25): fill in column 'label', remove these rows, or name another "
+        "--data.label_column.",
+        "--data.train_domains names 'nowhere', which the data do not hold. There are books.",
+        "label 'c' occurs 1 times in test:books (first at rows.jsonl:27) but not in train: mend it, add train examples "
+        "of it, or declare the class set with --data.label_names.",
+    )
+
+
+def test_ids_domains_names_and_options_are_reported_together(tmp_path):
+    rows = [{**item, "id": str(min(i, 22))} for i, item in enumerate(good_rows())] + [
+        {**row("a", domain=""), "id": "x"}
+    ]
+    settings = {"id_column": "id", "test_domains": ("cd",), "problem": "multi_label"}
+    found = problems_of(write(tmp_path, rows), TrainConfig(label_smoothing=0.1), **settings)
+    wanted = ("example id '22'", "nothing in column 'domain'", "--data.test_domains names 'cd'", "--train.label_smooth")
+    assert len(found) == len(wanted)
+    for problem, part in zip(found, wanted, strict=True):
+        assert part in problem
+
+
+def test_a_label_of_any_domain_counts_where_nobody_knows_which_domain_was_meant(tmp_path):
+    # 'c' may be trained on once 'dvdd' is mended; no domain has 'd' in train
+    rows = [*good_rows(), *good_rows("dvd", "abcab"), row("d", "test")]
+    path = write(tmp_path, rows)
+    unknown, unseen = problems_of(path, train_domains=("books", "dvdd"))
+    assert "Did you mean dvd?" in unknown and unseen.startswith("label 'd' occurs 1 times in test:books")
+    known = problems_of(path, train_domains=("books",))
+    assert [text.split(" but")[0] for text in known] == [
+        "label 'd' occurs 1 times in test:books (first at rows.jsonl:49)",
+        "label 'c' occurs 1 times in test:dvd (first at rows.jsonl:37)",
+    ]
+
+
+def test_only_the_test_domains_that_were_named_are_looked_at(tmp_path):
+    path = write(tmp_path, [*good_rows(), *good_rows("dvd", "xy")])
+    settings = {"train_domains": ("books",)}
+    assert len(problems_of(path, test_domains=("cd", "books"), **settings)) == 1
+    assert len(problems_of(path, test_domains=("cd",), **settings)) == 1
+    assert len(problems_of(path, test_domains=("cd", "dvd"), **settings)) == 3
+
+
+@pytest.mark.parametrize("labels", [[""] * 24, ["a", *[""] * 23]])
+def test_missing_labels_are_not_followed_by_what_they_may_have_caused(tmp_path, labels):
+    """One class only, classes that train lacks, nothing to train on: filling in the labels may mend all of it."""
+    rows = [{**item, "label": label} for item, label in zip(good_rows()[1::3] * 3, labels, strict=True)]
+    (problem,) = problems_of(write(tmp_path, [*rows, row("b", "test"), row("c", "test")]))
+    assert "of 26 rows without a label" in problem
+
+
+def test_a_domain_whose_labels_are_missing_is_no_unknown_domain(tmp_path):
+    rows = [*good_rows(), *({**item, "label": None} for item in good_rows("dvd"))]
+    (problem,) = problems_of(write(tmp_path, rows), train_domains=("dvd",), test_domains=("dvd",))
+    assert "24 of 48 rows without a label" in problem
+
+
+def test_one_class_only_is_said_beside_other_problems_where_no_label_is_missing(tmp_path):
+    unknown, one_class = problems_of(write(tmp_path, good_rows(labels="a")), test_domains=("cd",))
+    assert "'cd'" in unknown and one_class.startswith("train holds one class only ('a')")
+
+
+def test_a_cap_that_leaves_a_class_out_is_not_blamed_on_rows_that_will_change(tmp_path):
+    rows = good_rows(labels="aaabaaaa")
+    assert "train holds one class only" in problems_of(write(tmp_path, rows), max_train_examples=1)[0]
+    (missing,) = problems_of(write(tmp_path, [*rows, row(None, text="no label")]), max_train_examples=1)
+    assert "without a label" in missing
+
+
+def test_rows_without_any_domain_stop_the_checks_there(tmp_path):
+    (problem,) = problems_of(write(tmp_path, [row("a", domain="") for _ in range(3)]), train_domains=("books",))
+    assert "3 rows with nothing in column 'domain'" in problem
+
+
+def test_what_cannot_be_read_is_said_by_itself(tmp_path):
+    path = write(tmp_path, [row("a"), row(3)])
+    (problem,) = problems_of(path, train_domains=("nowhere",))
+    assert "column 'label' holds 1 strings (first rows.jsonl:1), 1 whole numbers" in problem
+
+
+def test_text_without_train_or_test_rows_is_refused_with_its_labels(tmp_path):
+    path = write(tmp_path, [row("a"), row("b", "validation")])
+    assert "no domain has test rows" in problems_of(path, test_fraction=1e-9)[0]
+    (problem,) = problems_of(write(tmp_path, [row("a", "test"), row("b", "test")]))
+    assert "nothing is left to train on" in problem
