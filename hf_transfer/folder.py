@@ -16,7 +16,18 @@ from hf_transfer.config import RunConfig, to_yaml
 from hf_transfer.errors import InputError
 from hf_transfer.train import RunFolder
 
-OUTPUTS = ("results.json", "report.md", "log.jsonl", "config.yaml", "model", "merged", "checkpoints")
+OUTPUTS = (
+    "results.json",
+    "report.md",
+    "report.html",
+    "figures",
+    "log.jsonl",
+    "config.yaml",
+    "model",
+    "merged",
+    "checkpoints",
+    "controls",
+)
 # Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a
 # window changes dropout's draws only), and where data come from may change since the fingerprint may not.
 FREE_TO_CHANGE = {"checkpoint_steps", "keep_checkpoints", "resume", "tokens_per_micro_batch", "source", "subset"}

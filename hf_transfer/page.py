@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import concatenate_datasets, disable_progress_bars
 
 from hf_transfer.adapt import Adapted, apply_strategy
@@ -35,7 +36,16 @@ from hf_transfer.launch import (
 from hf_transfer.metrics import METRICS, choose_metrics, score
 from hf_transfer.predict import predict
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
-from hf_transfer.records import Artefact, DomainSplits, LabelSpace, Predictions, Pretrained, ShiftReport, Text
+from hf_transfer.records import (
+    Artefact,
+    DomainSplits,
+    EncodedSplits,
+    LabelSpace,
+    Predictions,
+    Pretrained,
+    ShiftReport,
+    Text,
+)
 from hf_transfer.report import Progress, build_results, describe_environment, print_results
 from hf_transfer.report.examples import describe_calibration, describe_examples
 from hf_transfer.report.files import write_report
@@ -48,6 +58,8 @@ from hf_transfer.train import Chooser, plan_stages, train
 
 PROOF_EXAMPLES = 8
 """Train texts whose logits the proof of the artefact compares."""
+TIMED_EXAMPLES = 256
+"""Test examples, spread over all domains, by which the speed of a model is measured that was not used itself."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
     with (
-        stored_body(adapted, _body_key(pretrained, config.seed), store, trial.inputs),
+        stored_body(adapted, _body_key(pretrained, config.seed), store, trial.inputs) as is_stored,
         Progress(
             plans[-1].first_step + plans[-1].steps,
             done_steps=folder.done_steps,
@@ -145,6 +157,8 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         shift = score_test(stage, predictions, splits, metrics, config.evaluate, config.seed)
         evaluate_seconds = time.perf_counter() - started
         validation = predict_rows(encoded.validation, adapted.model)
+    if is_stored:  # what was looked up says nothing about the speed of the model
+        predict_seconds = _predict_seconds(encoded, lambda rows: predict_rows(rows, adapted.model))
 
     # artefact and report
     adapted = dataclasses.replace(adapted, model=whole_model(adapted.model, shell, accelerator))
@@ -186,6 +200,15 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         )
     accelerator.wait_for_everyone()
     return RunResult(results, shift, predictions, output_dir)
+
+
+def _predict_seconds(encoded: EncodedSplits, predict_rows: Callable[[Any], Predictions]) -> float:
+    """Seconds that all test examples would take, from ``TIMED_EXAMPLES`` of them."""
+    rows = concatenate_datasets(list(encoded.test.values()))
+    timed = rows.select(np.linspace(0, len(rows) - 1, min(TIMED_EXAMPLES, len(rows))).astype(int))
+    started = time.perf_counter()
+    predict_rows(timed)
+    return (time.perf_counter() - started) * len(rows) / len(timed)
 
 
 def _body_key(pretrained: Pretrained, seed: int) -> str:

@@ -8,7 +8,6 @@ import pytest
 from scipy import special, stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import brier_score_loss, log_loss
 
 from hf_transfer import calibration, metrics
@@ -76,6 +75,9 @@ class Fixed(ClassifierMixin, BaseEstimator):
 
 @pytest.mark.parametrize("too_sure", [0.5, 1.0, 3.0])
 def test_the_temperature_and_what_it_gives_are_those_of_scikit_learn(too_sure):
+    pytest.importorskip("sklearn", minversion="1.8")  # the first with this method
+    from sklearn.frozen import FrozenEstimator
+
     probabilities, labels = drawn(2000, classes=4, too_sure=too_sure)
     logits = np.log(np.maximum(probabilities, np.finfo(np.float32).eps))
     logits += np.random.default_rng(1).normal(size=(2000, 1))  # softmax does not see the shift
@@ -289,6 +291,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 
 
 def test_the_brier_score_is_that_of_scikit_learn_over_all_classes():
+    pytest.importorskip("sklearn", minversion="1.7")  # the first with several classes
     probabilities, labels = drawn(300, classes=4)
     expected = brier_score_loss(labels, probabilities, labels=[0, 1, 2, 3], scale_by_half=False)
     assert brier_score(probabilities, labels) == pytest.approx(expected)

@@ -17,6 +17,7 @@ from hf_transfer.significance import (
     holm,
     paired_difference,
     paired_difference_of_means,
+    shift_difference,
     verdict,
 )
 from hf_transfer.statistics import derived_seed
@@ -276,6 +277,25 @@ def test_a_seed_is_the_same_model_in_every_domain():
     assert hierarchical_interval_of_means("mae", traded, 0.8, 500, 0) == pytest.approx((2, 2, 2))
 
 
+def test_the_difference_between_shifted_and_in_domain_has_independent_examples_and_the_same_seeds():
+    books, kitchen, dvd = (right(np.arange(size) < share * size) for size, share in ((400, 0.9), (50, 0.6), (100, 0.8)))
+    found = shift_difference("accuracy", {"kitchen": [kitchen], "dvd": [dvd]}, {"books": [books]}, 0.95, 20_000, 0)
+    deviation = np.sqrt(0.9 * 0.1 / 400 + (0.6 * 0.4 / 50 + 0.8 * 0.2 / 100) / 4)
+    assert (found.difference, found.count, found.smallest_count) == (pytest.approx(-0.2), 550, 50)
+    assert (found.low, found.high) == pytest.approx((-0.2 - 1.96 * deviation, -0.2 + 1.96 * deviation), abs=0.006)
+    assert found.p_value == pytest.approx(2 * stats.norm.sf(0.2 / deviation), abs=1e-3)
+
+    # a loss points the other way; seeds that are worse in both places leave the gap alone, others do not
+    reference = np.zeros(50)
+    seeds = [make(reference, np.full(50, value)) for value in (1.0, 2.0, 3.0)]
+    worse = [make(reference, np.full(50, value)) for value in (1.5, 2.5, 3.5)]
+    found = shift_difference("mae", {"kitchen": worse}, {"books": seeds}, 0.8, 500, 0)
+    assert (found.difference, found.low, found.high) == pytest.approx((-0.5, -0.5, -0.5))
+    found = shift_difference("mae", {"kitchen": worse[::-1]}, {"books": seeds}, 0.8, 50_000, 0)
+    expected = stats.t.interval(0.8, 2, loc=-0.5, scale=2 / np.sqrt(3))
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.06)
+
+
 def test_few_seeds_do_not_stretch_an_interval_beyond_what_the_metric_can_be():
     extremes = {
         "single_label": ([0, 1] * 20, [1, 0] * 20),
@@ -307,6 +327,8 @@ def test_undefined_scores_are_recorded():
     for name in ("accuracy", "f1_macro"):
         found = paired_difference(name, nothing, nothing, 0.95, 100, 0)
         assert np.isnan([found.difference, found.low, found.high, found.p_value]).all() and found.count == 0
+    gap = shift_difference("accuracy", {"kitchen": nothing}, {"books": [right([True] * 40)]}, 0.95, 100, 0)
+    assert np.isnan([gap.difference, gap.low, gap.high, gap.p_value]).all()
     diverged = [make(np.arange(40.0), np.full(40, nan))]
     assert np.isnan(paired_difference("mae", diverged, [other], 0.95, 100, 0).p_value)
 
@@ -375,7 +397,7 @@ def covered(seeds_a: int, seeds_b: int, apart: float, simulations: int, confiden
 
 
 def test_intervals_of_one_seed_cover_the_true_difference_in_93_to_97_percent():
-    assert 0.93 <= covered(1, 1, 0.0, 1000) <= 0.97
+    assert 0.93 <= covered(1, 1, 0.0, 700) <= 0.97
     assert 0.77 <= covered(1, 1, 0.0, 400, confidence=0.8) <= 0.83, "the level must change the coverage"
 
 
@@ -383,7 +405,7 @@ def test_intervals_of_one_seed_cover_the_true_difference_in_93_to_97_percent():
     ("seeds_a", "seeds_b", "apart", "simulations", "most"),
     [
         (3, 3, 0.15, 500, 0.97),  # 2 points of accuracy between seeds
-        (5, 5, 0.15, 400, 0.97),
+        (5, 5, 0.15, 300, 0.97),
         # 1,000 simulations of these two gave 96.3% and 97.8%: the t distribution of three seeds errs on the safe side
         (3, 1, 0.15, 500, 0.98),
         (3, 3, 0.0, 300, 0.99),

@@ -147,6 +147,8 @@ def save_adapter(
     config.inference_mode = True
     # no look at the Hub for the base's vocabulary: embeddings are never resized here
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    if config.bias == "lora_only":  # PEFT before 0.21 trains these and leaves them out (its issue 3306)
+        state |= {name: bias for name, bias in wrapped.state_dict().items() if name.endswith(".base_layer.bias")}
     for name, first in initial_update.items():
         if ".lora_A." in name:
             state[name] = torch.cat([state[name], first.to(state[name])], dim=0)

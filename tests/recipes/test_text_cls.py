@@ -53,6 +53,8 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, checkpoint):
         "config.yaml",
         "results.json",
         "report.md",
+        "report.html",
+        "figures",
         "log.jsonl",
         "checkpoints",
         "model",
