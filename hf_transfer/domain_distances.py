@@ -112,12 +112,15 @@ def _mean_pooled(config: RunConfig, pretrained: Pretrained, rows: Dataset) -> np
     tokenizer = pretrained.tokenizer
     limit = longest_input(model, tokenizer, config.data.max_length)
     pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
-    ids = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=limit)["input_ids"]
-    means: list[Any] = [None] * len(ids)
-    for chosen in sorted_batches([len(row) for row in ids], config.evaluate.tokens_per_batch):
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
+    encoded = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=limit)
+    lengths = [len(row) for row in encoded["input_ids"]]
+    means: list[Any] = [None] * len(lengths)
+    for chosen in sorted_batches(lengths, config.evaluate.tokens_per_batch):
+        columns = {name: [values[i] for i in chosen] for name, values in encoded.items()}
+        # padding on the left, as generators have it, would move the positions of the real tokens
+        batch = tokenizer.pad(columns, padding_side="right", return_tensors="pt")
         with torch.no_grad():
-            hidden = body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+            hidden = body(**batch).last_hidden_state
         real = batch["attention_mask"][..., None].float()
         for place, mean in zip(chosen, ((hidden * real).sum(1) / real.sum(1)).float().numpy(), strict=True):
             means[place] = mean

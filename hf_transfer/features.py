@@ -16,6 +16,8 @@ from torch import nn
 
 from hf_transfer.adapt.base import Adapted
 
+Trial = tuple[int, type]
+"""Positions of each sequence that the head reads, 0 for all; and the record in which the body hands them over."""
 LIMIT_BYTES = 2 << 30
 """Memory for stored rows; beyond it rows are computed each time. 2 GiB hold 1.4 million examples of which a head reads
 one vector of 384 numbers, and 12,000 of which it reads 118 of them."""
@@ -65,53 +67,60 @@ def stored_body(
     if body is adapted.model or trains_body or not adapted.freezes_modules:
         yield False
         return
-    original = body.forward
-    keep = _what_the_head_reads(adapted.model, body, original, batch)
-    if keep is None:
+    found = _what_the_head_reads(adapted.model, body, batch)
+    if found is None:
         yield False
         return
-    body.forward = _forward(original, f"{body_key} {keep}", store, keep)
+    body.forward = _forward(body, f"{body_key} {found[0]}", store, *found)
     try:
         yield True
     finally:
         del body.forward
 
 
-def _what_the_head_reads(
-    model: nn.Module, body: Any, original: Callable[..., Any], batch: Mapping[str, torch.Tensor]
-) -> int | None:
-    """1 where the head needs the first position only, 0 where it needs all; None where stored outputs do not serve."""
+def _what_the_head_reads(model: nn.Module, body: Any, batch: Mapping[str, torch.Tensor]) -> Trial | None:
+    """1 position where the head needs the first only, 0 where it needs all; None where stored outputs do not serve."""
+    from transformers.utils import ModelOutput
+
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    kinds: list[type] = []
+    hook = body.register_forward_hook(lambda module, arguments, output: kinds.append(type(output)))
     try:
         with torch.no_grad():
             expected = model(**inputs).logits
-            for keep in (1, 0):
-                body.forward = _forward(original, "trial", FeatureStore(), keep)
+            hook.remove()
+            if not kinds or not issubclass(kinds[0], ModelOutput):
+                return None
+            # texts of one token do not tell a head that reads the first position from one that reads the last
+            for keep in (1, 0) if inputs["input_ids"].shape[1] > 1 else (0,):
+                body.forward = _forward(body, "trial", FeatureStore(), keep, kinds[0])
                 try:
                     found = model(**inputs).logits
-                except (
-                    RuntimeError,
-                    IndexError,
-                    TypeError,
-                    ValueError,
-                ):  # a head that reads other outputs or positions
-                    continue
+                except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                    continue  # a head that reads other outputs or positions
+                finally:
+                    del body.forward
                 if found.shape == expected.shape and torch.allclose(found, expected, TOLERANCE, TOLERANCE):
-                    return keep
+                    return keep, kinds[0]
     finally:
-        body.__dict__.pop("forward", None)
+        hook.remove()
         for module in was_training:
             module.training = True
     return None
 
 
-def _forward(original: Callable[..., Any], key: str, store: FeatureStore, keep: int) -> Callable[..., Any]:
-    """A ``forward`` that looks rows up. ``keep``: positions of each sequence that are stored, 0 for all."""
+def _forward(body: Any, key: str, store: FeatureStore, keep: int, kind: type) -> Callable[..., Any]:
+    """A ``forward`` that looks rows up; see ``Trial`` for ``keep`` and ``kind``."""
+    original = body.forward
 
     def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: Any) -> Any:
+        # the processes that share a sharded body gather it together, so that all or none of them must call it
+        sharded = any(hasattr(parameter, "device_mesh") for parameter in body.parameters())
+        if sharded or bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):  # or padding before real tokens
+            return original(input_ids=input_ids, attention_mask=attention_mask, **others)
         per_token = {n: t for n, t in others.items() if isinstance(t, torch.Tensor) and t.shape == input_ids.shape}
         settings = {n: value for n, value in others.items() if n not in per_token}
         keys = [(key, text) for text in _token_bytes([input_ids, *per_token.values()], attention_mask)]
@@ -133,7 +142,8 @@ def _forward(original: Callable[..., Any], key: str, store: FeatureStore, keep: 
                 store.put(keys[i], rows[i])  # type: ignore[arg-type]
         store.computed += len(missing)
         store.reused += len(keys) - len(missing)
-        return _joined([row for row in rows if row is not None], input_ids.shape[1], keep, input_ids.device)
+        joined = _joined([row for row in rows if row is not None], input_ids.shape[1], keep, input_ids.device)
+        return kind(**joined)
 
     return forward
 
@@ -156,14 +166,14 @@ def _cut(output: Any, place: int, length: int, keep: int) -> dict[str, torch.Ten
     return row
 
 
-def _joined(rows: Sequence[dict[str, torch.Tensor]], longest: int, keep: int, device: torch.device) -> Any:
+def _joined(
+    rows: Sequence[dict[str, torch.Tensor]], longest: int, keep: int, device: torch.device
+) -> dict[str, torch.Tensor]:
     """Rows as one batch of body outputs; padding is zero."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
     joined = {}
     for name in rows[0]:
         parts = [row[name] for row in rows]
         if parts[0].dim() == 2 and not keep:
             parts = [nn.functional.pad(part, (0, 0, 0, longest - len(part))) for part in parts]
         joined[name] = torch.stack(parts).to(device)
-    return BaseModelOutputWithPooling(**joined)
+    return joined

@@ -23,7 +23,8 @@ def effective_robustness(results: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         ``points`` (strategy, direction, in_domain, shifted), ``line`` (slope and intercept on logits, and how many
         control points it goes through; None where they do not make a line) and ``effective`` by strategy, the mean
-        over directions of shifted score minus the line's. Only scores from 0 to 1 have a place on a logit scale.
+        over directions of shifted score minus the line's. Only scores from 0 to 1, of which more is better, have a
+        place on a logit scale.
     """
     points = [
         {
@@ -34,7 +35,7 @@ def effective_robustness(results: Mapping[str, Any]) -> dict[str, Any]:
             "shifted": row["shifted_mean"],
         }
         for row in results["summary"]
-        if _is_share(row["in_domain_mean"]) and _is_share(row["shifted_mean"])
+        if results["higher_is_better"] and _is_share(row["in_domain_mean"]) and _is_share(row["shifted_mean"])
     ]
     controls = [point for point in points if point["strategy"] in results["controls"]]
     line = fit_line([p["in_domain"] for p in controls], [p["shifted"] for p in controls])
@@ -51,9 +52,10 @@ def fit_line(in_domain: list[float], shifted: list[float]) -> dict[str, Any] | N
     """Least squares of logit(shifted) on logit(in-domain); None for fewer than two different in-domain scores."""
     from scipy.stats import linregress
 
-    if len({round(value, 6) for value in in_domain}) < FEWEST_POINTS:
+    logits = _logit(np.array(in_domain))
+    if len(set(logits.round(6))) < FEWEST_POINTS:  # 0.9995 and 1 are the same here
         return None
-    fitted = linregress(_logit(np.array(in_domain)), _logit(np.array(shifted)))
+    fitted = linregress(logits, _logit(np.array(shifted)))
     return {"slope": float(fitted.slope), "intercept": float(fitted.intercept), "points": len(in_domain)}
 
 

@@ -100,6 +100,17 @@ def test_every_command_has_flags_that_are_accepted(command, monkeypatch, capsys)
 
         monkeypatch.setattr(predict_file, "predict_file", lambda *_: 0)
         main(command[1:])
+    elif command[:2] == ["hf-transfer", "compare"]:
+        from hf_transfer.command_line import read_command_line
+
+        assert read_command_line(command[2:], "x", ht.CompareConfig).strategies
+    elif command[:2] == ["hf-transfer", "report"]:
+        from hf_transfer import rebuild
+        from hf_transfer.cli import main
+
+        monkeypatch.setattr(rebuild, "rebuild_report", lambda *_: ({}, ""))
+        monkeypatch.setattr("hf_transfer.report.print_comparison", lambda *_, **__: None)
+        main(command[1:])
     elif command[0] == "python":
         assert (ROOT / command[1]).is_file()
         accepts(command[2:], recipe)
