@@ -7,6 +7,7 @@ body serves the next. Each leaves a folder with its results.json; a comparison t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -20,7 +21,16 @@ from datasets import disable_progress_bars
 
 from hf_transfer.batching import window_count
 from hf_transfer.comparison import Setting, join, name_of
-from hf_transfer.config import CONTROLS, CompareConfig, RunConfig, check_config, from_nested, to_yaml
+from hf_transfer.config import (
+    CONTROLS,
+    AdaptConfig,
+    CompareConfig,
+    RunConfig,
+    TrainConfig,
+    check_config,
+    from_nested,
+    to_yaml,
+)
 from hf_transfer.control_runs import DOES_NOT_APPLY, score_control, scratch_config
 from hf_transfer.domain_distances import measure_distances
 from hf_transfer.errors import InputError, RunError
@@ -169,8 +179,7 @@ def _settings(config: CompareConfig, texts: Texts) -> Iterator[Setting]:
         for domain in domains:
             yield Setting((domain,) if config.matrix else tuple(other for other in domains if other != domain))
         return
-    base = dataclasses.replace(data, target_examples=(), target_domains=(), with_source=True)
-    splits = texts.of(dataclasses.replace(config, data=base)).splits
+    splits = _source_text(config, texts).splits
     yield Setting(splits.train_domains)
     shifted = [domain for domain in splits.test if splits.role(domain) == "shifted"]
     unknown = [domain for domain in data.target_domains if domain not in shifted]
@@ -194,37 +203,49 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
         target_examples=(setting.target_examples,) if setting.target_examples else (),
         with_source=setting.with_source,
     )
+    if not setting.with_source:  # a few target examples need not show every class
+        data = dataclasses.replace(data, label_names=_source_text(config, texts).labels.names)
     drawn_by_seed = data.max_train_examples is not None or setting.target_examples
     by_chance = name not in ("before", "tfidf", "majority") or (drawn_by_seed and name != "before")
     if seed != config.seeds[0] and not by_chance:
         return None
     folder = _folder_name(name, seed, setting, config)
-    if not setting.with_source:  # a few target examples need not show every class
-        base = dataclasses.replace(config.data, target_examples=(), target_domains=(), with_source=True)
-        data = dataclasses.replace(data, label_names=texts.of(dataclasses.replace(config, data=base)).labels.names)
+    # few target labels leave nothing to select on, and both sides of a comparison must select alike
+    selection = "last" if any(config.data.target_examples) else config.evaluate.selection
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(RunConfig)}
     fields |= {
         "data": data,
-        "seed": seed,
-        "adapt": config.adapt if name in CONTROLS else dataclasses.replace(config.adapt, strategy=name),  # type: ignore[arg-type]
+        "adapt": _adapt_settings(config.adapt, name),
         "train": _budget(config, name, setting, texts),
+        "evaluate": dataclasses.replace(config.evaluate, selection=selection),
+        "publish": dataclasses.replace(config.publish, export=config.publish.export if name == "lora" else None),
         "output_dir": str(Path(config.output_dir) / "runs" / folder),
         "overwrite": False,
+        "seed": seed,
     }
-    if any(config.data.target_examples):
-        # few target labels leave nothing to select on, and both sides of a comparison must select alike
-        fields["evaluate"] = dataclasses.replace(config.evaluate, selection="last")
-    if name != "lora":
-        fields["publish"] = dataclasses.replace(config.publish, export=None)
-    if name in ("probe",):
-        fields["adapt"] = dataclasses.replace(fields["adapt"], head_first=False)
-    if name != "freeze":
-        fields["adapt"] = dataclasses.replace(fields["adapt"], gradual_unfreezing=False)
     keep = config.keep_models == "all" or (config.keep_models == "first_seed" and seed == config.seeds[0])
     return PlannedRun(folder, name, setting, RunConfig(**fields), keep and not setting.target_examples)
 
 
-def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) -> Any:
+def _source_text(config: CompareConfig, texts: Texts) -> Text:
+    """The text without labels of a target."""
+    base = dataclasses.replace(config.data, target_examples=(), target_domains=(), with_source=True)
+    return texts.of(dataclasses.replace(config, data=base))
+
+
+def _adapt_settings(adapt: AdaptConfig, name: str) -> AdaptConfig:
+    """Those of the strategy, without what belongs to others; a control without a strategy leaves them as they are."""
+    if name in CONTROLS:
+        return adapt
+    return dataclasses.replace(
+        adapt,
+        strategy=name,  # type: ignore[arg-type]
+        head_first=adapt.head_first and name != "probe",
+        gradual_unfreezing=adapt.gradual_unfreezing and name == "freeze",
+    )
+
+
+def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) -> TrainConfig:
     """The loop's settings with the comparison's budget: the same number of steps with and without the source."""
     train = dataclasses.replace(config.train, resume="auto", learning_rate=config.learning_rate_of(name))
     if config.budget.examples is not None:
@@ -232,9 +253,8 @@ def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) ->
     if config.budget.seconds is not None:
         train = dataclasses.replace(train, max_seconds=config.budget.seconds)
     if not setting.with_source and train.max_steps is None:
-        base = dataclasses.replace(config.data, target_examples=(), target_domains=(), with_source=True)
-        source = len(texts.of(dataclasses.replace(config, data=base)).splits.train)
-        windows = window_count(source + setting.target_examples, train.window_size)
+        source_count = len(_source_text(config, texts).splits.train)
+        windows = window_count(source_count + setting.target_examples, train.window_size)
         train = dataclasses.replace(train, max_steps=max(1, math.ceil(train.epochs * windows)))
     return train
 
@@ -252,8 +272,6 @@ def _folder_name(name: str, seed: int, setting: Setting, config: CompareConfig) 
 
 def _slug(text: str) -> str:
     """Letters, digits and dots; what is lost from a name is made up for by a digest, so that names stay apart."""
-    import hashlib
-
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".") else "-" for c in text)
     return plain if plain == text else f"{plain[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
