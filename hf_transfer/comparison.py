@@ -21,7 +21,8 @@ from hf_transfer.errors import InputError
 from hf_transfer.metrics import find_metric
 from hf_transfer.records import Predictions
 from hf_transfer.report.answer import answer
-from hf_transfer.report.examples import read_examples
+from hf_transfer.report.examples import read_examples, relabelled
+from hf_transfer.report.results import _replace_all, _shorten_places, plain
 from hf_transfer.robustness import effective_robustness
 from hf_transfer.significance import (
     Difference,
@@ -32,11 +33,14 @@ from hf_transfer.significance import (
     shift_difference,
     verdict,
 )
+from hf_transfer.statistics import derived_seed
 
 FEWEST_EXAMPLES = 30
 """Test examples of a domain below which no verdict is given: an interval of 29 is some 30 points wide."""
 SIDE_RESAMPLES = 2_000
 """Resamples for intervals of metrics beside the main one."""
+WITHOUT_SEEDS = ("before", "tfidf", "majority")
+"""Controls that are the same for every seed, unless the seed draws what they learn from."""
 MOST_DETAILED_DIRECTIONS = 3
 """Directions up to which each has its own calibration, confusion and curves: a matrix would drown in them."""
 MEANS = {"in_domain": "in-domain", "shifted": "shifted domains"}
@@ -57,6 +61,10 @@ class FinishedRun:
     """One results.json, read for comparison."""
 
     results: Mapping[str, Any]
+    place: str = ""
+    """Where it was read from, for messages."""
+    label_names: Sequence[str] | None = None
+    """The order of classes that predictions are put in; by default the run's own."""
 
     @property
     def strategy(self) -> str:
@@ -67,6 +75,11 @@ class FinishedRun:
     def seed(self) -> int:
         """Seed of the run."""
         return self.results["seed"]
+
+    @property
+    def confidence(self) -> float:
+        """Level of its own intervals."""
+        return self.results["config"]["evaluate"]["confidence"]
 
     @property
     def is_control(self) -> bool:
@@ -87,7 +100,11 @@ class FinishedRun:
     @functools.cached_property
     def predictions(self) -> dict[str, Predictions]:
         """Of the test examples, by domain."""
-        return read_examples(self.results)
+        own = read_examples(self.results)
+        names = self.results["labels"]["names"]
+        if self.label_names is None or list(self.label_names) == names:
+            return own
+        return {domain: relabelled(part, names, self.label_names) for domain, part in own.items()}
 
 
 def compare_with_controls(
@@ -97,7 +114,7 @@ def compare_with_controls(
     joined = dict(results)
     joined["scores"] = [*results["scores"], *(score for control in controls for score in control["scores"])]
     joined["notes"] = [*results["notes"], *not_applicable]
-    runs = [FinishedRun(item) for item in (results, *controls)]
+    runs = [FinishedRun(item, label_names=results["labels"]["names"]) for item in (results, *controls)]
     evaluate = config.evaluate
     tests = Tests(results["shift"]["metric"], evaluate.confidence, evaluate.resamples, config.seed)
     found = []
@@ -105,7 +122,7 @@ def compare_with_controls(
         for domain, mine in runs[0].predictions.items():
             difference = tests.on_domain([mine], [control.predictions[domain]], domain)
             found.append(_comparison("control", domain, "adapted", control.strategy, difference, tests.metric))
-    joined["comparisons"] = with_verdicts(found, evaluate.confidence)
+    joined["comparisons"] = plain(with_verdicts(found, evaluate.confidence))
     return joined
 
 
@@ -117,29 +134,39 @@ def join(
     distances: Sequence[Mapping[str, Any]] = (),
     notes: Iterable[str] = (),
     examples_shown: Sequence[Mapping[str, Any]] = (),
+    places: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The contents of a comparison's results.json.
+    """The contents of a comparison's results.json: as it will be read, None for nan.
 
     Args:
         results_of_runs: finished runs, in the order in which they are reported.
-        config: the comparison's, as plain nested dicts; ``evaluate`` and ``seed`` of it are used.
+        config: the comparison's, as plain nested dicts; ``evaluate`` and ``seed`` of it are used. Absolute paths in it
+            are recorded by their last component, also where notes and errors mention them.
         other_runs: failed and missing ones, as the ``runs`` of results.json list them.
         distances: ``describe_distances`` of source and target domains.
+        places: where each of ``results_of_runs`` was read from, for messages.
 
     Raises:
         InputError: no finished run, or runs that cannot be compared.
     """
-    runs = [FinishedRun(results) for results in results_of_runs]
+    if not results_of_runs:
+        raise InputError("there is no finished run to report on: give folders that hold a results.json.")
+    places = places or [""] * len(results_of_runs)
+    label_names = results_of_runs[0]["labels"]["names"]
+    runs = [FinishedRun(results, place, label_names) for results, place in zip(results_of_runs, places, strict=True)]
     check_comparable(runs)
-    first = runs[0].results
+    first = next((run for run in runs if not run.is_control), runs[0]).results
+    shown_config = plain(config)
+    shorten = functools.partial(_replace_all, replacements=_shorten_places(shown_config))
     tests = Tests(
         first["shift"]["metric"], config["evaluate"]["confidence"], config["evaluate"]["resamples"], config["seed"]
     )
-    groups = _by_setting(runs)
-    scores = [score for setting, group in groups.items() for score in _scores(setting, group, tests)]
+    groups, more_notes = _without_lone_target(_by_setting(runs))
+    scores = plain([score for setting, group in groups.items() for score in _scores(setting, group, tests)])
     strategies = list(dict.fromkeys(run.strategy for run in runs))
     seeds = sorted({run.seed for run in runs})
     several = max(len(members) for group in groups.values() for members in group.values()) > 1
+    every_note = [*notes, *more_notes, *(note for run in runs for note in run.results["notes"])]
     joined: dict[str, Any] = {
         "schema": first["schema"],
         "kind": "comparison",
@@ -159,32 +186,34 @@ def join(
         "strategies": [name for name in strategies if name not in CONTROLS],
         "controls": [name for name in strategies if name in CONTROLS],
         "problem": first["labels"]["problem"],
-        "label_names": first["labels"]["names"],
-        "checkpoint": next((run.results["checkpoint"] for run in runs if not run.is_control), first["checkpoint"]),
+        "label_names": label_names,
+        "checkpoint": first["checkpoint"],
         "selection": {"rule": _selection_rule(runs), "metric": tests.metric},
         "directions": [
-            {"name": name_of(setting), "train_domains": list(setting.train_domains)}
-            for setting in groups
-            if setting == base_of(setting)
+            {"name": name_of(setting), "train_domains": list(setting.train_domains)} for setting in _directions(groups)
         ],
         "scores": scores,
         "comparisons": with_verdicts(_comparisons(groups, tests), tests.confidence),
         "summary": _summary(groups, scores, tests.metric),
-        "cost": _cost(runs),
+        "cost": _cost(groups),
         "matrix": _matrices(groups, scores, tests.metric),
         "learning_curves": _learning_curves(groups, scores, tests.metric),
-        "calibration": _calibration(groups),
+        "calibration": _calibration(groups, tests.confidence),
         "distances": [dict(item) for item in distances],
-        "confusion": _confusion(groups, first["labels"]),
+        "confusion": _confusion(groups, first["labels"]["problem"], label_names),
         "training": _training(groups),
         "data": first["data"],
-        "runs": [*(_run_facts(run) for run in runs), *other_runs],
+        "runs": [
+            *(run_facts(run) for run in runs),
+            *({**item, "error": shorten(item["error"])} for item in other_runs),
+        ],
         "examples_shown": list(examples_shown),
-        "notes": list(dict.fromkeys([*notes, *(note for run in runs for note in run.results["notes"])])),
+        "notes": list(dict.fromkeys(map(shorten, every_note))),
         "environment": first["environment"],
-        "config": dict(config),
+        "config": shown_config,
     }
-    joined["robustness"] = effective_robustness(joined)
+    joined = plain(joined)  # what follows reads None for nan, as whoever reads the file does
+    joined["robustness"] = plain(effective_robustness(joined))
     _add_drops(joined)
     joined["warnings"] = _warnings(joined, runs)
     joined["answer"] = answer(joined)
@@ -192,39 +221,73 @@ def join(
 
 
 def check_comparable(runs: Sequence[FinishedRun]) -> None:
-    """Raise InputError, naming every differing field, unless all runs may stand in one table."""
-    if not runs:
-        raise InputError("there is no finished run to report on: give folders that hold a results.json.")
-    first = runs[0].results
+    """Raise InputError, naming every differing field, unless all runs may stand in one table.
+
+    Their classes may come in another order (a checkpoint that brings its head brings its order), and their intervals
+    may be of another level: both are made equal. Their seeds and settings are what is compared.
+    """
     fields = {
         "task": lambda results: results["task"],
         "metric": lambda results: results["shift"]["metric"],
-        "labels": lambda results: (results["labels"]["problem"], results["labels"]["names"]),
-        "test domains": lambda results: sorted(results["data"]["test_domains"]),
+        "problem": lambda results: results["labels"]["problem"],
+        "labels": lambda results: ", ".join(sorted(results["labels"]["names"])),
+        "test domains": lambda results: ", ".join(sorted(results["data"]["test_domains"])),
     }
     problems = []
+    for run in runs:
+        problems += _problems_alone(run)
     for run in runs[1:]:
-        name, other = _label(run), _label(runs[0])
-        for field, read in fields.items():
-            theirs, ours = read(run.results), read(first)
-            if theirs != ours:
-                problems.append(f"{name} cannot be compared with {other}: {field} is {theirs}, not {ours}.")
-        for domain, their in run.predictions.items():
-            mine = runs[0].predictions.get(domain)
-            if mine is None:
-                continue  # said above
-            if not np.array_equal(mine.example_ids, their.example_ids):
-                problems.append(
-                    f"{name} cannot be compared with {other}: the test examples of {domain} differ "
-                    f"({len(their.example_ids):,} and {len(mine.example_ids):,} examples): run both on the same data "
-                    "and splits."
-                )
-            elif not np.array_equal(mine.reference, their.reference):
-                problems.append(
-                    f"{name} cannot be compared with {other}: labels of the test examples of {domain} differ."
-                )
+        cannot = f"{_label(run, True)} cannot be compared with {_label(runs[0], True)}"
+        differing = [
+            f"{cannot}: {field} is {read(run.results)}, not {read(runs[0].results)}."
+            for field, read in fields.items()
+            if read(run.results) != read(runs[0].results)
+        ]
+        problems += differing or _differing_examples(run, runs[0], cannot)
+    started = [run for run in runs if run.results["checkpoint"]["sha256"]]
+    for run in started[1:]:
+        theirs, ours = (each.results["checkpoint"] for each in (run, started[0]))
+        if theirs["sha256"] != ours["sha256"]:
+            problems.append(
+                f"{_label(run, True)} cannot be compared with {_label(started[0], True)}: checkpoint is "
+                f"{_version(theirs)}, not {_version(ours)}."
+            )
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
+
+
+def _version(checkpoint: Mapping[str, Any]) -> str:
+    return f"{checkpoint['id']} (sha256 {checkpoint['sha256'][:8]})"
+
+
+def _problems_alone(run: FinishedRun) -> list[str]:
+    """Why a run cannot be compared with anything."""
+    try:
+        counts = {domain: len(part.example_ids) for domain, part in run.predictions.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"{_label(run, True)}: its examples are damaged ({type(error).__name__}: {error}): repeat the run."]
+    wanted = {domain: count for domain, count in run.results["data"]["test_domains"].items() if count}
+    if counts == wanted:
+        return []
+    return [
+        f"{_label(run, True)} holds predictions of {sum(counts.values()):,} test examples, not of all "
+        f"{sum(wanted.values()):,}: repeat the run."
+    ]
+
+
+def _differing_examples(run: FinishedRun, first: FinishedRun, cannot: str) -> list[str]:
+    """Test examples, or their labels, in which two runs over the same domains differ."""
+    problems = []
+    for domain, mine in first.predictions.items():
+        theirs = run.predictions[domain]
+        counts = f"{len(theirs.example_ids):,} and {len(mine.example_ids):,} examples"
+        if not np.array_equal(mine.example_ids, theirs.example_ids):
+            problems.append(
+                f"{cannot}: the test examples of {domain} differ ({counts}): run both on the same data and splits."
+            )
+        elif not np.array_equal(mine.reference, theirs.reference):
+            problems.append(f"{cannot}: references (the given labels) of the test examples of {domain} differ.")
+    return problems
 
 
 # ---- paired tests ----------------------------------------------------------------------------------------------
@@ -238,6 +301,10 @@ class Tests:
     confidence: float
     resamples: int
     seed: int
+
+    def resamples_of(self, metric: str) -> int:
+        """Resamples for the interval of a score."""
+        return self.resamples if metric == self.metric else min(self.resamples, SIDE_RESAMPLES)
 
     def on_domain(self, a: Sequence[Predictions], b: Sequence[Predictions], domain: str) -> Difference:
         """``a`` against ``b`` on one domain; each holds one item per seed."""
@@ -276,8 +343,27 @@ def _by_setting(runs: Sequence[FinishedRun]) -> Groups:
             members.sort(key=lambda run: run.seed)
             repeated = len({run.seed for run in members}) < len(members)
             if repeated:
-                raise InputError(f"two runs of {_label(members[0])} are given, which learn from the same: give one.")
+                twice = next(run for run, after in zip(members, members[1:], strict=False) if run.seed == after.seed)
+                where = " and ".join(run.place for run in members if run.seed == twice.seed and run.place)
+                raise InputError(
+                    f"two runs of {_label(twice)} are given{where and f' ({where})'}, which learn from the same: give one."
+                )
     return groups
+
+
+def _without_lone_target(groups: Groups) -> tuple[Groups, list[str]]:
+    """A single setting that holds target labels is reported as the direction that it is, and a note says what it is."""
+    (setting, group), *others = groups.items()
+    if others or not setting.target_examples:
+        return groups, []
+    source = "besides the source" if setting.with_source else "and no source"
+    note = f"Every run learnt from {setting.target_examples:,} labelled examples of {setting.target_domain} {source}."
+    return {base_of(setting): group}, [note]
+
+
+def _directions(groups: Groups) -> list[Setting]:
+    """What was trained on, target labels apart, in order of appearance; none of it need have been run alone."""
+    return list(dict.fromkeys(base_of(setting) for setting in groups))
 
 
 def base_of(setting: Setting) -> Setting:
@@ -298,9 +384,9 @@ def _domains(run: FinishedRun, role: str) -> list[str]:
 def _comparisons(groups: Groups, tests: Tests) -> list[dict[str, Any]]:
     """Every comparison that the runs allow, in the order in which they are reported."""
     found: list[dict[str, Any]] = []
-    directions = [setting for setting in groups if setting == base_of(setting)]
+    directions = _directions(groups)
     for setting in directions:
-        group = groups[setting]
+        group = groups.get(setting, {})
         strategies = [name for name in group if name not in CONTROLS]
         controls = [name for name in group if name in CONTROLS]
         pairs = [("control", a, b) for a in strategies for b in controls]
@@ -384,16 +470,22 @@ def _comparison(
 
 
 def with_verdicts(found: Sequence[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
-    """Comparisons with Holm-adjusted p-values over each question, and the verdicts that follow."""
-    names = {item.name for item in dataclasses.fields(Difference)}
+    """Comparisons with Holm-adjusted p-values over each question, and the verdicts that follow.
+
+    What has too few examples for a verdict claims nothing, so that it does not count as a comparison.
+    """
+    names = [item.name for item in dataclasses.fields(Difference)]
+
+    def judged(item: Mapping[str, Any], p_adjusted: float) -> str:
+        return verdict(Difference(**{name: item[name] for name in names}), p_adjusted, confidence, FEWEST_EXAMPLES)
+
     for question in dict.fromkeys(item["question"] for item in found):
         family = [item for item in found if item["question"] == question]
-        decided = [item for item in family if item["count"] >= FEWEST_EXAMPLES]  # the others claim nothing
-        adjusted = dict(zip(map(id, decided), holm([item["p_value"] for item in decided]), strict=True))
         for item in family:
-            item["p_adjusted"] = float(adjusted.get(id(item), float("nan")))
-            difference = Difference(**{name: item[name] for name in names})
-            item["verdict"] = verdict(difference, item["p_adjusted"], confidence, FEWEST_EXAMPLES)
+            item["p_adjusted"], item["verdict"] = float("nan"), judged(item, float("nan"))
+        decided = [item for item in family if item["verdict"] != "too few examples"]
+        for item, p_adjusted in zip(decided, holm([item["p_value"] for item in decided]), strict=True):
+            item["p_adjusted"], item["verdict"] = p_adjusted, judged(item, p_adjusted)
     return list(found)
 
 
@@ -410,18 +502,42 @@ def _scores(setting: Setting, group: Mapping[str, Sequence[FinishedRun]], tests:
     }
     scores = []
     for name, runs in group.items():
-        for run in runs:
-            own = [score for score in run.results["scores"] if score["stage"] in ("adapted", name)]
-            scores += [score | about | {"strategy": name, "seed": run.seed} for score in own]
-        if len(runs) == 1:
-            scores += [score | about | {"strategy": name, "seed": None} for score in own]
-            continue
-        for score in own:
-            resamples = tests.resamples if score["metric"] == tests.metric else min(tests.resamples, SIDE_RESAMPLES)
-            parts = [run.predictions[score["domain"]] for run in runs]
-            value, low, high = hierarchical_interval(score["metric"], parts, tests.confidence, resamples, tests.seed)
-            scores.append(score | about | {"strategy": name, "seed": None, "value": value, "low": low, "high": high})
+        by_run = [_own_scores(run, name, tests) for run in runs]
+        for run, own in zip(runs, by_run, strict=True):
+            scores += [score | about | {"strategy": name, "seed": run.seed} for score in own.values()]
+        for key, score in by_run[0].items():
+            if all(key in own for own in by_run):
+                pooled = score if len(runs) == 1 else _over_seeds(score, runs, [own[key] for own in by_run], tests)
+                scores.append(pooled | about | {"strategy": name, "seed": None})
     return scores
+
+
+def _own_scores(run: FinishedRun, name: str, tests: Tests) -> dict[tuple[str, str], dict[str, Any]]:
+    """Scores of the run itself, not of controls beside it, by domain and metric, with intervals of this comparison."""
+    own = {
+        (score["domain"], score["metric"]): score
+        for score in run.results["scores"]
+        if score["stage"] in ("adapted", name) and score["split"] == "test"
+    }
+    if run.confidence == tests.confidence:
+        return own
+    again = {}
+    for (domain, metric), score in own.items():
+        seed = derived_seed(run.results["seed"], domain)
+        part = run.predictions[domain]
+        _, low, high = hierarchical_interval(metric, [part], tests.confidence, tests.resamples_of(metric), seed)
+        again[domain, metric] = score | {"low": low, "high": high}
+    return again
+
+
+def _over_seeds(
+    score: dict[str, Any], runs: Sequence[FinishedRun], own: Sequence[Mapping[str, Any]], tests: Tests
+) -> dict[str, Any]:
+    """A score as the mean over the seeds; without an interval where the probabilities that it needs were not kept."""
+    metric = score["metric"]
+    parts = [run.predictions[score["domain"]] for run in runs]
+    _, low, high = hierarchical_interval(metric, parts, tests.confidence, tests.resamples_of(metric), tests.seed)
+    return score | {"value": _mean([item["value"] for item in own]), "low": low, "high": high}
 
 
 def _pooled(scores: Iterable[Mapping[str, Any]], metric: str, setting: Setting, strategy: str) -> dict[str, Any]:
@@ -475,33 +591,40 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(np.array(values, dtype=float)))
 
 
-def _cost(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+def _cost(groups: Groups) -> list[dict[str, Any]]:
     """Medians over the runs of each strategy without target labels."""
     rows = []
-    for name in dict.fromkeys(run.strategy for run in runs):
-        own = [run.results for run in runs if run.strategy == name and not run.setting.target_examples]
+    groups = {setting: group for setting, group in groups.items() if setting == base_of(setting)}
+    for name in dict.fromkeys(name for group in groups.values() for name in group):
+        own = [run.results for group in groups.values() for run in group.get(name, [])]
 
         def median(section: str, field: str, own: Sequence[Mapping[str, Any]] = own) -> float | None:
             values = [results[section].get(field) for results in own]
-            known = [value for value in values if value is not None]
-            return middle.median(known) if known else None
+            return _median([value for value in values if value is not None])
 
         sizes = [results["artefact"]["bytes"] for results in own if results["artefact"]["bytes"]]
-        if own:
-            rows.append(
-                {
-                    "strategy": name,
-                    "trainable_parameters": own[0]["strategy"]["trainable_parameters"],
-                    "total_parameters": own[0]["strategy"]["total_parameters"],
-                    "train_seconds": median("timing", "train_seconds"),
-                    "peak_memory_bytes": median("timing", "peak_memory_bytes"),
-                    "artefact_bytes": middle.median(sizes) if sizes else None,
-                    "predict_examples_per_second": median("timing", "predict_examples_per_second"),
-                    "tokens": median("timing", "tokens"),
-                    "runs": len(own),
-                }
-            )
+        rows.append(
+            {
+                "strategy": name,
+                "trainable_parameters": median("strategy", "trainable_parameters"),
+                "total_parameters": median("strategy", "total_parameters"),
+                "train_seconds": median("timing", "train_seconds"),
+                "peak_memory_bytes": median("timing", "peak_memory_bytes"),
+                "artefact_bytes": _median(sizes),
+                "predict_examples_per_second": median("timing", "predict_examples_per_second"),
+                "tokens": median("timing", "tokens"),
+                "runs": len(own),
+            }
+        )
     return rows
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """None of no values; half a byte or half a parameter is rounded away."""
+    if not values:
+        return None
+    median = middle.median(values)
+    return round(median) if all(isinstance(value, int) for value in values) else median
 
 
 def _matrices(groups: Groups, scores: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -565,9 +688,11 @@ def _detailed(groups: Groups) -> Iterator[tuple[Setting, str, FinishedRun]]:
                 yield setting, name, runs[0]
 
 
-def _calibration(groups: Groups) -> list[dict[str, Any]]:
+def _calibration(groups: Groups, confidence: float) -> list[dict[str, Any]]:
+    """As each first seed describes it; without its intervals where they are of another level."""
     return [
         item
+        | ({} if run.confidence == confidence else {"ece_low": None, "ece_high": None})
         | {
             "strategy": name,
             "seed": run.seed,
@@ -587,11 +712,11 @@ def _training(groups: Groups) -> list[dict[str, Any]]:
     ]
 
 
-def _confusion(groups: Groups, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _confusion(groups: Groups, problem: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Counts [reference][predicted] over all domains of a role and all seeds."""
-    if labels["problem"] != "single_label":
+    if problem != "single_label":
         return []
-    size = len(labels["names"])
+    size = len(names)
     tables = []
     for setting, name, run in _detailed(groups):
         for role in MEANS:
@@ -607,7 +732,7 @@ def _confusion(groups: Groups, labels: Mapping[str, Any]) -> list[dict[str, Any]
                     "strategy": name,
                     "direction": name_of(setting),
                     "role": role,
-                    "names": list(labels["names"]),
+                    "names": list(names),
                     "counts": counts.tolist(),
                 }
             )
@@ -638,7 +763,8 @@ def _selection_rule(runs: Sequence[FinishedRun]) -> str:
     return ", ".join(rules) or runs[0].results["selection"]["rule"]
 
 
-def _run_facts(run: FinishedRun) -> dict[str, Any]:
+def run_facts(run: FinishedRun) -> dict[str, Any]:
+    """A finished run, as ``runs`` of results.json lists it."""
     return {
         "name": _label(run),
         "strategy": run.strategy,
@@ -653,13 +779,13 @@ def _run_facts(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _label(run: FinishedRun) -> str:
+def _label(run: FinishedRun, with_place: bool = False) -> str:
     setting = run.setting
     parts = [f"{run.strategy}, seed {run.seed}, on {name_of(setting)}"]
     if setting.target_examples:
         source = "with" if setting.with_source else "without"
         parts.append(f"{setting.target_examples} of {setting.target_domain} {source} source")
-    return ", ".join(parts)
+    return ", ".join(parts) + (f" ({run.place})" if with_place and run.place else "")
 
 
 def _warnings(joined: Mapping[str, Any], runs: Sequence[FinishedRun]) -> list[str]:
@@ -673,30 +799,41 @@ def _warnings(joined: Mapping[str, Any], runs: Sequence[FinishedRun]) -> list[st
         )
     failed = [item["name"] for item in joined["runs"] if item["status"] == "failed"]
     if failed:
-        found.append(
-            f"{len(failed)} of {len(joined['runs'])} runs failed and are not in the tables: {'; '.join(failed)}."
-        )
+        what = "failed and is not in the tables" if len(failed) == 1 else "failed and are not in the tables"
+        found.append(f"{len(failed)} of {len(joined['runs'])} runs {what}: {'; '.join(failed)}.")
     absent = [item["name"] for item in joined["runs"] if item["status"] == "missing"]
     if absent:
-        found.append(f"{len(absent)} runs are missing: {'; '.join(absent)}.")
+        what = "1 run is missing" if len(absent) == 1 else f"{len(absent)} runs are missing"
+        found.append(f"{what}: {'; '.join(absent)}.")
     uneven = _uneven_seeds(runs)
     if uneven:
         found.append(f"Not all strategies have the same seeds: {uneven}.")
-    leaks = joined["data"]["leaks"]
-    leaked = leaks["exact"] + leaks["near"]
-    if leaked and not leaks["dropped"]:
-        total = joined["data"]["examples"]["test"]
+    if len({run.results["data"]["fingerprint"] for run in runs}) > 1:
+        found.append("Runs read different versions of the data; their test examples have the same ids and labels.")
+    data = max((run.results["data"] for run in runs), key=_leaked)
+    if _leaked(data):
+        total = data["examples"]["test"]
+        where = f" of {', '.join(data['train_domains'])}" if len(joined["directions"]) > 1 else ""
         found.append(
-            f"{leaked:,} of {total:,} test examples also occur in train, which flatters every score: "
+            f"{_leaked(data):,} of {total:,} test examples also occur in train{where}, which flatters every score: "
             "--data.drop_leaks removes their twins."
         )
     return found
 
 
+def _leaked(data: Mapping[str, Any]) -> int:
+    """Test examples with a twin in train that was not removed."""
+    leaks = data["leaks"]
+    return 0 if leaks["dropped"] else leaks["exact"] + leaks["near"]
+
+
 def _uneven_seeds(runs: Sequence[FinishedRun]) -> str:
-    """Seeds of each trained strategy, where they differ within a setting; "" where they do not."""
-    for group in _by_setting(runs).values():
-        seeds = {name: [run.seed for run in members] for name, members in group.items() if name not in CONTROLS}
+    """Seeds of everything trained by chance, where they differ within a setting; "" where they do not."""
+    for setting, group in _by_setting(runs).items():
+        seeds = {name: [run.seed for run in members] for name, members in group.items() if name not in WITHOUT_SEEDS}
         if len({tuple(found) for found in seeds.values()}) > 1:
-            return "; ".join(f"{name} {', '.join(map(str, found))}" for name, found in seeds.items())
+            where = (
+                "" if setting == base_of(setting) else f" (with {setting.target_examples} of {setting.target_domain})"
+            )
+            return "; ".join(f"{name} {', '.join(map(str, found))}" for name, found in seeds.items()) + where
     return ""

@@ -77,8 +77,8 @@ def _measure(
     (own, own_features), (other, other_features) = pooled[f"train of {source}"], pooled[f"test of {target}"]
     has_classes = text.labels.problem == "single_label"
     return describe_distances(
-        list(own["text"]),
-        list(other["text"]),
+        _whole_texts(own),
+        _whole_texts(other),
         own_features,
         other_features,
         [str(label) for label in own["label"]] if has_classes else None,
@@ -93,6 +93,13 @@ def _sample(rows: Dataset, seed: int) -> Dataset:
         return rows
     chosen = np.random.default_rng(seed).choice(len(rows), MOST_TEXTS, replace=False)
     return rows.select(np.sort(chosen))
+
+
+def _whole_texts(rows: Dataset) -> list[str]:
+    """The texts, a pair as one string."""
+    if "text_pair" not in rows.column_names:
+        return list(rows["text"])
+    return [f"{text} {pair}" for text, pair in zip(rows["text"], rows["text_pair"], strict=True)]
 
 
 def _open_body(config: RunConfig, text: Text) -> Pretrained:

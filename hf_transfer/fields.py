@@ -83,4 +83,4 @@ def nearest(name: str, known: Sequence[str]) -> str:
     by_last = {item.rsplit(".", 1)[-1]: item for item in known}
     close = difflib.get_close_matches(name, known, 3, 0.7)
     close += [by_last[item] for item in difflib.get_close_matches(last, list(by_last), 3, 0.75)]
-    return ", ".join(dict.fromkeys(close))
+    return ", ".join(list(dict.fromkeys(close))[:3])

@@ -125,7 +125,7 @@ def score(name: str, predictions: Predictions) -> float:
         InputError: no such metric.
     """
     metric = find_metric(name)
-    reference, predicted = _arrays(metric, predictions)
+    reference, predicted = arrays_of(metric, predictions)
     if not _is_finite(reference, predicted):
         return float("nan")
     return float(metric.score(reference, predicted))
@@ -155,7 +155,7 @@ def score_with_interval(
     if np.isnan(value):  # undefined on all examples, so in every part of them
         return value, value, value
     metric = METRICS[name]
-    reference, predicted = _arrays(metric, predictions)
+    reference, predicted = arrays_of(metric, predictions)
     copies = np.ones(len(reference), dtype=np.int64)
     if predicted.dtype == np.int64:  # classes have few distinct rows, real numbers about as many as examples
         reference, predicted, copies = _distinct_rows(reference, predicted)
@@ -221,7 +221,7 @@ def _features(metric: Metric) -> Any:
     return forms if len(forms) > 1 else forms[0]
 
 
-def _arrays(metric: Metric, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def arrays_of(metric: Metric, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Reference and predicted as the metric wants them: int64 for classes, float64 for real numbers."""
     real = "regression" in metric.problems
     predicted = getattr(predictions, metric.reads)
@@ -285,15 +285,24 @@ def _class_counts(
 
     The classes are the columns of 0/1 rows, or those that occur among class ids.
     """
-    if reference.ndim == 1:
-        classes = np.union1d(reference, predicted)
-        reference, predicted = reference[:, None] == classes, predicted[:, None] == classes
 
-    def total(members: np.ndarray) -> np.ndarray:
+    def total(members: sparse.csr_array) -> np.ndarray:
         # sparse: a row belongs to one class, or to few, so the cost does not grow with the number of classes
-        return (sparse.csr_array(members.T.astype(np.float64)) @ counts.T).T
+        return (members @ counts.T).T
 
-    return total(reference * predicted), total(predicted), total(reference)
+    if reference.ndim == 2:
+        sides = [sparse.csr_array(side.T.astype(np.float64)) for side in (reference * predicted, predicted, reference)]
+    else:
+        classes, index = np.unique(np.concatenate([reference, predicted]), return_inverse=True)
+        actual, guessed = np.split(index, 2)
+        right = np.flatnonzero(actual == guessed)
+        rows = np.arange(len(reference))
+        sides = [
+            sparse.csr_array((np.ones(len(of)), (of, at)), shape=(len(classes), len(reference)))
+            for of, at in ((actual[right], right), (guessed, rows), (actual, rows))
+        ]
+    hits, predicted_members, members = (total(side) for side in sides)
+    return hits, predicted_members, members
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

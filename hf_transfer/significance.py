@@ -19,7 +19,7 @@ import numpy as np
 from scipy import sparse, stats
 
 from hf_transfer import statistics
-from hf_transfer.metrics import Metric, _arrays, find_metric, score
+from hf_transfer.metrics import Metric, arrays_of, find_metric, score
 from hf_transfer.records import Predictions
 from hf_transfer.statistics import bootstrap_counts, derived_seed, percentile_interval
 
@@ -416,7 +416,7 @@ def _distinct_rows(metric: Metric, domain: _Domain) -> tuple[np.ndarray, list[np
         right = [_right(one).astype(np.int64) for one in models]
         columns = [np.ones_like(right[0]), *right]
     else:
-        pairs = [_arrays(metric, one) for one in models]
+        pairs = [arrays_of(metric, one) for one in models]
         columns = [pairs[0][0], *(predicted for _, predicted in pairs)]
     first, _, copies = _unique(columns)
     return columns[0][first], [column[first] for column in columns[1:]], copies

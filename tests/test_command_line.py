@@ -12,7 +12,16 @@ from test_config import NAMES, sentences
 
 from hf_transfer import command_line
 from hf_transfer.command_line import RENAMED, load_config, read_command_line
-from hf_transfer.config import AdaptConfig, BudgetConfig, CompareConfig, DataConfig, RunConfig, TrainConfig, to_yaml
+from hf_transfer.config import (
+    AdaptConfig,
+    BudgetConfig,
+    CompareConfig,
+    DataConfig,
+    ReportConfig,
+    RunConfig,
+    TrainConfig,
+    to_yaml,
+)
 from hf_transfer.errors import InputError
 from hf_transfer.fields import flatten
 
@@ -35,10 +44,11 @@ def write(folder, text: str):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_parser():
-    """The parser is built once in place of once per command line, which takes a quarter of a second."""
-    parser = command_line._build_parser("test", flatten(RunConfig()), RunConfig)
+    """A parser is built once in place of once per command line, which takes a quarter of a second."""
+    build = command_line._build_parser
+    parsers = {record: build("test", flatten(record()), record) for record in (RunConfig, CompareConfig)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "_build_parser", lambda prog, values, record: parser)
+        patch.setattr(command_line, "_build_parser", lambda prog, values, record: parsers[record])
         yield
 
 
@@ -58,6 +68,28 @@ def test_help_lists_every_field_with_its_sentence(capsys):
     for name in NAMES:
         section, _, last = name.rpartition(".")
         assert "".join(written[f"{owners[section]}.{last}"].split()) in shown, name
+
+
+def compare_with(*words: object) -> CompareConfig:
+    return read_command_line([str(word) for word in words], "test", CompareConfig)
+
+
+def refused_to_compare(*words: object) -> tuple[str, ...]:
+    with pytest.raises(InputError) as caught:
+        compare_with(*words)
+    return caught.value.problems
+
+
+def test_help_of_a_comparison_lists_its_own_fields_as_well(capsys):
+    with pytest.raises(SystemExit):
+        compare_with("--help")
+    written = sentences()
+    shown = "".join(capsys.readouterr().out.split())
+    for name in ("strategies", "controls", "seeds", "matrix", "leave_one_out", "learning_rates", "keep_models"):
+        assert f"--{name}" in shown and "".join(written[f"CompareConfig.{name}"].split()) in shown
+    for name in ("examples", "seconds"):
+        assert f"--budget.{name}" in shown and "".join(written[f"BudgetConfig.{name}"].split()) in shown
+    assert [name for name in NAMES if f"--{name}" not in shown] == []
 
 
 # --- where a value comes from ---
@@ -103,6 +135,39 @@ def test_lists_are_comma_separated_or_in_brackets():
     assert config.data.test_domains == ("books", "music")
     assert config.data.label_names == ("Home, Garden", "no", "1", "~")
     assert config.evaluate.metrics == ("f1_macro",)
+
+
+@pytest.mark.parametrize("written", ["0,1,2", "[0, 1, 2]", " 0, 1,2,", "['0', 1, 2]"])
+def test_whole_numbers_are_listed_as_names_are(written):
+    assert compare_with("--seeds", written).seeds == (0, 1, 2)
+    assert read("--data.target_examples", "16").data.target_examples == (16,)
+
+
+def test_whole_numbers_of_a_file_are_listed_in_every_form(tmp_path):
+    for written in ("[0, 16]", "0, 16", "\n    - 0\n    - 16"):
+        file = write(tmp_path, f"seeds: 7\ndata:\n  target_examples: {written}\n")
+        config = compare_with("--config", file)
+        assert (config.seeds, config.data.target_examples) == ((7,), (0, 16))
+
+
+@pytest.mark.parametrize("written", ["a,b", "0,b", "0 1", "1.0", "1e3", "[0", "[[0]]", "[null]", "{0: 1}"])
+def test_a_list_of_whole_numbers_that_holds_anything_else_is_unreadable(written):
+    (problem,) = refused_to_compare("--seeds", written)
+    assert problem == (
+        f"--seeds is unreadable: expected a list of whole numbers, found {written!r}. See --help for its meaning."
+    )
+
+
+def test_an_empty_list_of_whole_numbers_is_read_and_then_refused_for_what_it_means():
+    assert refused_to_compare("--seeds", "") == ("--seeds is empty: name at least one, as in 0,1,2.",)
+    assert compare_with("--data.target_examples", "").data.target_examples == ()
+
+
+def test_a_list_in_a_file_that_is_no_list_of_whole_numbers_is_unreadable(tmp_path):
+    (problem,) = refused_to_compare("--config", write(tmp_path, "seeds: [0, one]\n"))
+    assert problem == (
+        '--seeds is unreadable: expected a list of whole numbers, found \'["0", "one"]\'. See --help for its meaning.'
+    )
 
 
 def test_quotes_around_a_name_go_and_an_apostrophe_stays():
@@ -291,6 +356,38 @@ def test_an_empty_file_changes_nothing(tmp_path):
     assert read("--config", write(tmp_path, "# nothing yet\n")) == RunConfig()
 
 
+def test_problems_of_flags_file_and_values_are_reported_together(tmp_path):
+    file = write(tmp_path, "sed: 1\ntrain:\n  epochs: many\n  rate: 1\nseeds: [0, b]\n")
+    problems = refused_to_compare(
+        *("--config", file, "--quux", "1", "word", "--strategies"),
+        *("--keep_models", "some", "--budget.examples", "few", "--seed"),
+    )
+    starts = [
+        "--quux is not a setting",
+        "'word' stands alone",
+        "--strategies needs a value: a list of names.",
+        "--seed needs a value: a whole number.",
+        f"{file}: `sed` is not a setting",
+        f"{file}: `train.rate` is not a setting",
+        "--train.epochs is unreadable: expected a number, found 'many'.",
+        "--seeds is unreadable: expected a list of whole numbers",
+        "--keep_models is unreadable: expected one of first_seed, all, none, found 'some'.",
+        "--budget.examples is unreadable: expected a whole number or null, found 'few'.",
+    ]
+    assert len(problems) == len(starts)
+    assert [problem[: len(start)] for problem, start in zip(problems, starts, strict=True)] == starts
+
+
+def test_an_unreadable_flag_replaces_the_readable_value_of_the_file(tmp_path):
+    (problem,) = refused_to_compare("--config", write(tmp_path, "seeds: [0, 1]\n"), "--seeds", "a")
+    assert "found 'a'" in problem
+
+
+def test_settings_of_a_comparison_are_unknown_to_a_run():
+    assert refused("--seeds", "0,1") == ("--seeds is not a setting: did you mean --seed?",)
+    assert refused("--budget.examples", "5")[0].startswith("--budget.examples is not a setting")
+
+
 def test_the_problems_of_all_sections_are_reported_together():
     (*problems,) = refused(
         *("--data.max_length", "1", "--model.dropout", "2", "--adapt.lora_rank", "0", "--train.epochs", "1e400"),
@@ -311,6 +408,27 @@ def test_the_printed_config_reads_back_to_the_same_config(tmp_path, capsys):
     assert stop.value.code == 0
     printed = write(tmp_path, capsys.readouterr().out)
     assert read("--config", printed) == read(*words)
+
+
+def test_a_printed_comparison_reads_back_to_the_same_config(tmp_path, capsys):
+    words = ["--strategies=lora,full", "--seeds=3,4", "--controls=", "--learning_rates=full=1e-4,lora=1e-3"]
+    words += ["--budget.examples=640", "--budget.seconds=1.5", "--matrix", "--keep_models=none"]
+    words += ["--data.with_source", "--train.max_seconds=2", "--report.show_examples"]
+    with pytest.raises(SystemExit):
+        compare_with("--print_config", *words)
+    wanted = CompareConfig(
+        strategies=("lora", "full"),
+        seeds=(3, 4),
+        controls=(),
+        learning_rates=("full=1e-4", "lora=1e-3"),
+        budget=BudgetConfig(examples=640, seconds=1.5),
+        matrix=True,
+        keep_models="none",
+        train=TrainConfig(max_seconds=2.0),
+        report=ReportConfig(show_examples=True),
+    )
+    assert compare_with("--config", write(tmp_path, capsys.readouterr().out)) == wanted
+    assert compare_with(*words) == wanted
 
 
 def test_a_config_with_awkward_values_reads_back_to_the_same_config(tmp_path):

@@ -6,7 +6,8 @@ for runs made at different times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,21 +35,50 @@ def describe_examples(test: Predictions, validation: Predictions) -> dict[str, d
 
 def read_examples(results: Mapping[str, Any], split: str = "test") -> dict[str, Predictions]:
     """The predictions of ``split`` by domain, as ``describe_examples`` wrote them; probabilities that were not kept
-    are nan, so that a score which needs them is undefined rather than wrong."""
+    are nan, so that a score which needs them is undefined rather than wrong.
+
+    Raises:
+        KeyError, TypeError, ValueError: what is there was not written by ``describe_examples``.
+    """
     read = {}
     class_count = max(1, len(results["labels"]["names"]))
     for domain, columns in results.get("examples", {}).get(split, {}).items():
         count = len(columns["ids"])
         kept = columns.get("probabilities")
-        probabilities = np.asarray(kept) if kept is not None else np.full((count, class_count), np.nan)
+        probabilities = _numbers(kept) if kept is not None else np.full((count, class_count), np.nan)
+        predicted, reference = _numbers(columns["predicted"]), _numbers(columns["reference"])
+        if {len(predicted), len(reference), len(probabilities)} != {count} or predicted.shape != reference.shape:
+            raise ValueError(f"columns of {domain} differ in length")
         read[domain] = Predictions(
             example_ids=np.asarray(columns["ids"]),
             domain_ids=np.full(count, domain),
-            predicted=np.asarray(columns["predicted"]),
-            reference=np.asarray(columns["reference"]),
+            predicted=predicted,
+            reference=reference,
             probabilities=probabilities.astype(np.float64),
         )
     return read
+
+
+def _numbers(values: list[Any]) -> np.ndarray:
+    """Integers stay such; null, which stands for a value that is not finite, makes the others floats."""
+    numbers = np.asarray(values)
+    return numbers.astype(np.float64) if numbers.dtype == object else numbers
+
+
+def relabelled(predictions: Predictions, names: Sequence[str], wanted: Sequence[str]) -> Predictions:
+    """Predictions over the classes ``names``, with the same classes in the order ``wanted``.
+
+    A checkpoint that brings its head brings the order of its classes; a control has that of the data.
+    """
+    order = [list(names).index(name) for name in wanted]  # of each wanted class, its old place
+    if predictions.predicted.ndim == 2:
+        predicted, reference = predictions.predicted[:, order], predictions.reference[:, order]
+    else:
+        new_places = np.argsort(order)
+        predicted, reference = new_places[predictions.predicted], new_places[predictions.reference]
+    return dataclasses.replace(
+        predictions, predicted=predicted, reference=reference, probabilities=predictions.probabilities[:, order]
+    )
 
 
 def read_confidence(results: Mapping[str, Any], split: str, domain: str) -> np.ndarray:

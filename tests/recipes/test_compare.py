@@ -290,6 +290,36 @@ def test_a_source_with_flipped_labels_hurts(tmp_path, checkpoint):
     assert "hurts with 32" in " ".join(results["answer"])
 
 
+def test_what_a_trained_model_forgets_of_its_source_is_reported(tmp_path, checkpoint):
+    """The model of a first run goes on to a target whose labels are turned round: the source cannot survive that."""
+    rng = random.Random(5)
+    rows = [
+        *texts("source", 240, "train", rng),
+        *texts("source", 200, "test", rng),
+        *texts("target", 240, "train", rng, flip=True),
+        *texts("target", 200, "test", rng, flip=True),
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    first = config_for(
+        source, checkpoint, tmp_path / "first", data={"train_domains": ("source",)}, strategies=("full",), controls=(),
+        seeds=(0,),
+    )  # fmt: skip
+    ht.compare(first)
+    trained = tmp_path / "first" / "runs" / "full-s0" / "model"
+    second = config_for(
+        source, trained, tmp_path / "second", data={"train_domains": ("target",)}, strategies=("full",),
+        controls=("before",), seeds=(0,),
+    )  # fmt: skip
+    results = ht.compare(second).results
+    (found,) = [item for item in results["comparisons"] if item["question"] == "forgetting"]
+    assert (found["domain"], found["a"], found["b"]) == ("source", "full", "before")
+    assert found["verdict"] == "hurts" and found["difference"] < -0.3
+    before = {
+        s["domain"]: s["value"] for s in results["scores"] if s["stage"] == "before" and s["metric"] == "accuracy"
+    }
+    assert before["source"] > 0.8 and before["target"] < 0.2, "its own head, as it was saved"
+
+
 def test_too_few_test_examples_give_no_verdict(tmp_path, checkpoint):
     source = write_reviews(tmp_path, count=60)
     config = config_for(source, checkpoint, tmp_path / "out", strategies=("probe",), controls=("majority",), seeds=(0,))

@@ -1,0 +1,371 @@
+"""Stored bodies: a head that learns from looked-up rows ends where it would have, and each text is computed once."""
+
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from test_pretrained import open_it
+from tiny import ARCHITECTURES, make_checkpoint
+from toy import encoded_rows
+
+from hf_transfer.adapt import Adapted, apply_strategy
+from hf_transfer.config import AdaptConfig, TrainConfig
+from hf_transfer.features import FeatureStore, stored_body
+from hf_transfer.predict import predict
+from hf_transfer.records import LabelSpace, Pretrained
+from hf_transfer.tasks import TASKS, bind
+from hf_transfer.train import Chooser, RunFolder, train
+
+THREE = LabelSpace("single_label", ("a", "b", "c"))
+# where the head reads: of one vector per text only a fraction of the memory is needed
+FIRST_POSITION = (
+    "bert",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "electra",
+    "albert",
+    "deberta-v2",
+    "modernbert",
+    "mpnet",
+)
+FLOAT_BYTES, WIDTH = 4, 16
+
+
+class Losses:
+    """A progress bar that remembers the loss of each window."""
+
+    def __init__(self):
+        self.seen = []
+
+    def advance(self, loss, learning_rate, examples):
+        self.seen.append(loss)
+
+    def note(self, text):
+        pass
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: make_checkpoint(folder / name, name) for name in ARCHITECTURES}
+
+
+@functools.cache
+def opened_once(folder: Path, **model) -> Pretrained:
+    return open_it(folder, THREE, **model)
+
+
+def fresh(folder: Path, strategy: str = "probe", model: tuple = (), **adapt) -> tuple[Adapted, Pretrained]:
+    opened = opened_once(folder, **dict(model))
+    opened = dataclasses.replace(opened, model=copy.deepcopy(opened.model))
+    return apply_strategy(opened, AdaptConfig(strategy=strategy, **adapt)), opened
+
+
+def functions_of(pretrained: Pretrained):
+    return bind(TASKS["classification"], THREE, pretrained.tokenizer)
+
+
+def rows_for(pretrained: Pretrained, count: int = 20, seed: int = 0, types: bool = False) -> Dataset:
+    """Texts of 3 to 21 tokens; with ``types``, those of the second half of each text are 1."""
+    rows = encoded_rows(count, len(pretrained.tokenizer), 3, seed)
+    if types:
+        rows = rows.map(lambda row: {"token_type_ids": [int(i > row["length"] // 2) for i in range(row["length"])]})
+    return rows
+
+
+def trial_of(rows: Dataset, pretrained: Pretrained, count: int = 2) -> dict[str, torch.Tensor]:
+    return dict(functions_of(pretrained).make_batch(rows[:count]).inputs)
+
+
+def inputs_of(*texts: list[int], pad: int = 0) -> dict[str, torch.Tensor]:
+    longest = max(map(len, texts))
+    return {
+        "input_ids": torch.tensor([text + [pad] * (longest - len(text)) for text in texts]),
+        "attention_mask": torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts]),
+    }
+
+
+def logits(adapted: Adapted, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    adapted.model.eval()
+    with torch.no_grad():
+        return adapted.model(**inputs).logits
+
+
+def examples_through(body: torch.nn.Module) -> list[int]:
+    """Fills up with the number of examples of each pass through the body, seen at its embeddings or its encoder."""
+    sizes: list[int] = []
+    inside = body.encoder if body.config.is_encoder_decoder else body.get_input_embeddings()
+    inside.register_forward_hook(lambda module, given, output: sizes.append(len(output[0] if given == () else output)))
+    return sizes
+
+
+def learn(adapted: Adapted, pretrained: Pretrained, rows: Dataset, folder: Path):
+    """Two epochs; losses of all windows, the head in the end and predictions of all rows."""
+    progress, functions = Losses(), functions_of(pretrained)
+    chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
+    config = TrainConfig(epochs=2, window_size=5, tokens_per_micro_batch=60, learning_rate=1e-2, warmup_fraction=0.0)
+    places = RunFolder(folder / "log.jsonl", folder / "checkpoints")
+    train(adapted, rows, functions, chooser, Accelerator(), config, places, 0, progress)
+    found = predict(adapted.model, rows, functions, Accelerator(), 100)
+    head = {name: dict(adapted.model.named_parameters())[name].detach().clone() for name in adapted.head_names}
+    return progress.seen, head, found.probabilities
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_probe_learns_and_predicts_the_same_from_stored_rows_and_computes_each_text_once(
+    folders, architecture, tmp_path
+):
+    adapted, pretrained = fresh(folders[architecture])
+    rows = rows_for(pretrained, types="token_type_ids" in pretrained.tokenizer.model_input_names)
+    start = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
+    losses, head, probabilities = learn(adapted, pretrained, rows, tmp_path / "without")
+    assert losses[0] != losses[-1] and any(not torch.equal(p, start[name]) for name, p in head.items())
+
+    adapted, pretrained = fresh(folders[architecture])
+    store = FeatureStore()
+    with stored_body(adapted, "weights", store, trial_of(rows, pretrained)) as is_stored:
+        assert is_stored
+        sizes = examples_through(adapted.model.base_model)
+        stored_losses, stored_head, stored_probabilities = learn(adapted, pretrained, rows, tmp_path / "with")
+    np.testing.assert_allclose(stored_losses, losses, rtol=1e-5)
+    for name, parameter in head.items():
+        torch.testing.assert_close(stored_head[name], parameter, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(stored_probabilities, probabilities, atol=1e-5)
+    # the loop looks at two texts first (which parameters learn), then two epochs, then the predictions
+    assert (store.computed, store.reused) == (20, 2 + 20 + 20)
+    assert sum(sizes) == 20
+
+
+def test_a_second_run_over_the_same_weights_computes_nothing(folders, tmp_path):
+    store, heads = FeatureStore(), []
+    for run in range(2):
+        adapted, pretrained = fresh(folders["bert"])
+        rows = rows_for(pretrained)
+        with stored_body(adapted, "weights", store, trial_of(rows, pretrained)):
+            sizes = examples_through(adapted.model.base_model)
+            heads.append(learn(adapted, pretrained, rows, tmp_path / str(run))[1])
+        assert sum(sizes) == (0 if run else 20)
+    assert store.computed == 20
+    assert all(torch.equal(p, heads[1][name]) for name, p in heads[0].items())
+
+
+TEXT, SHORT = [2, 8, 9, 14, 22, 3], [2, 8, 3]
+
+
+def test_weights_of_another_name_do_not_share_rows(folders):
+    store = FeatureStore()
+    other_weights = dict.fromkeys(("first", "second"))
+    for key in other_weights:
+        adapted, _ = fresh(folders["bert"])
+        if key == "second":
+            with torch.no_grad():
+                adapted.model.bert.embeddings.word_embeddings.weight.add_(torch.randn(48, WIDTH))
+        wanted = logits(adapted, inputs_of(TEXT))
+        with stored_body(adapted, key, store, inputs_of(TEXT, SHORT)):
+            torch.testing.assert_close(logits(adapted, inputs_of(TEXT)), wanted)
+        other_weights[key] = wanted
+    assert not torch.allclose(*other_weights.values(), atol=1e-3)
+    assert (store.computed, store.reused) == (2, 0)
+
+
+def with_types(types: list[int]) -> dict[str, torch.Tensor]:
+    return inputs_of(TEXT) | {"token_type_ids": torch.tensor([types])}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (with_types([0] * 6), with_types([0, 0, 0, 1, 1, 1])),
+        (with_types([0, 0, 0, 1, 1, 1]), inputs_of(TEXT)),
+        (inputs_of(TEXT), inputs_of(TEXT) | {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}),
+        # holes and padding in front: the same number of tokens counts, but not the same ones
+        (
+            inputs_of(TEXT) | {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])},
+            inputs_of(TEXT) | {"attention_mask": torch.tensor([[1, 0, 1, 1, 0, 1]])},
+        ),
+        (
+            inputs_of(TEXT) | {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]])},
+            inputs_of(TEXT) | {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])},
+        ),
+    ],
+    ids=["types", "types and none", "attention", "a hole", "padding in front"],
+)
+def test_equal_tokens_that_are_read_otherwise_do_not_share_rows(folders, one, other):
+    adapted, _ = fresh(folders["bert"])
+    wanted = [logits(adapted, inputs) for inputs in (one, other)]
+    if "token_type_ids" not in one or "token_type_ids" in other:  # types that are left out count as 0
+        assert not torch.allclose(*wanted, atol=1e-3)
+    with stored_body(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)):
+        for _ in range(2):
+            for inputs, plain in zip((one, other), wanted, strict=True):
+                torch.testing.assert_close(logits(adapted, inputs), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "bart", "gpt2", "llama"])
+def test_padding_and_the_other_texts_of_a_batch_do_not_matter(folders, architecture):
+    adapted, pretrained = fresh(folders[architecture])
+    pad = pretrained.tokenizer.pad_token_id
+    texts = [TEXT, [2, 30, 3], [2, 11, 12, 3], [2, 8, 3]]
+    alone = torch.cat([logits(adapted, inputs_of(text, pad=pad)) for text in texts])
+    store = FeatureStore()
+    with stored_body(adapted, "weights", store, inputs_of(*texts[:2], pad=pad)) as is_stored:
+        assert is_stored
+        first = logits(adapted, inputs_of(texts[1], texts[3], pad=pad))
+        mixed = logits(adapted, inputs_of(*texts, pad=pad))  # two known, two new, all padded more than before
+        again = logits(adapted, inputs_of(*texts[::-1], [2, *range(5, 20), 3], pad=pad))[:4].flip(0)
+    torch.testing.assert_close(first, alone[[1, 3]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixed, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(again, alone, rtol=1e-5, atol=1e-5)
+    assert (store.computed, store.reused) == (5, 2 + 4)
+
+
+def test_of_a_head_that_reads_one_position_no_other_is_kept(folders):
+    for architecture in ARCHITECTURES:
+        adapted, pretrained = fresh(folders[architecture])
+        pad, store = pretrained.tokenizer.pad_token_id, FeatureStore()
+        with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT, pad=pad)):
+            logits(adapted, inputs_of(TEXT, pad=pad))
+        vector = FLOAT_BYTES * WIDTH
+        pooler = vector if architecture in ("bert", "albert") else 0
+        wanted = vector + pooler if architecture in FIRST_POSITION else 6 * vector
+        assert store.bytes == wanted, architecture
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_texts_of_one_token_do_not_make_the_last_position_pass_for_the_first(folders, architecture):
+    adapted, pretrained = fresh(folders[architecture])
+    pad = pretrained.tokenizer.pad_token_id
+    wanted = logits(adapted, inputs_of(TEXT, TEXT[:4], pad=pad))
+    with stored_body(adapted, "weights", FeatureStore(), inputs_of([8], [9])):
+        torch.testing.assert_close(logits(adapted, inputs_of(TEXT, TEXT[:4], pad=pad)), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_beyond_the_limit_of_memory_are_computed_each_time_and_right(folders):
+    adapted, _ = fresh(folders["distilbert"])
+    texts = [[2, word, 3] for word in range(5, 15)]
+    wanted = logits(adapted, inputs_of(*texts))
+    store = FeatureStore(limit_bytes=4 * FLOAT_BYTES * WIDTH + 1)
+    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+        for _ in range(3):
+            torch.testing.assert_close(logits(adapted, inputs_of(*texts)), wanted, rtol=1e-5, atol=1e-5)
+    assert store.bytes == 4 * FLOAT_BYTES * WIDTH
+    assert (store.computed, store.reused) == (10 + 6 + 6, 4 + 4)
+
+
+def test_a_row_is_counted_once_however_often_it_is_put():
+    store, row = FeatureStore(limit_bytes=64), {"last_hidden_state": torch.ones(1, 8)}
+    for _ in range(3):
+        store.put(("weights", b"text"), row)
+    store.put(("weights", b"other"), {"last_hidden_state": torch.ones(1, 9)})
+    assert store.bytes == 32
+    assert store.get(("weights", b"text")) is row
+    assert store.get(("weights", b"other")) is None
+    store.put(("weights", b"other"), {"last_hidden_state": torch.ones(1, 8)})
+    assert store.bytes == 64, "up to the limit, and with it"
+
+
+def test_what_is_stored_keeps_no_graph_and_no_larger_memory_alive(folders):
+    adapted, _ = fresh(folders["bert"])
+    store = FeatureStore()
+    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+        adapted.set_train_mode(adapted.model)
+        adapted.model(**inputs_of(TEXT, SHORT)).logits.sum().backward()
+    for row in store._rows.values():
+        for tensor in row.values():
+            assert not tensor.requires_grad
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * FLOAT_BYTES
+    assert adapted.model.classifier.weight.grad is not None
+
+
+def test_the_body_has_its_own_forward_again_afterwards_and_after_an_error(folders):
+    adapted, _ = fresh(folders["bert"])
+    body, store = adapted.model.bert, FeatureStore()
+    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+        assert "forward" in vars(body)
+    assert "forward" not in vars(body)
+    with pytest.raises(KeyError), stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+        raise KeyError
+    assert "forward" not in vars(body)
+    logits(adapted, inputs_of(TEXT))
+    assert (store.computed, store.reused) == (0, 0)
+
+
+def test_the_trial_leaves_the_model_in_its_modes_and_the_store_empty(folders):
+    adapted, _ = fresh(folders["bert"])
+    adapted.set_train_mode(adapted.model)
+    before = {name: module.training for name, module in adapted.model.named_modules()}
+    assert set(before.values()) == {True, False}
+    store = FeatureStore()
+    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+        assert {name: module.training for name, module in adapted.model.named_modules()} == before
+    assert (store.bytes, store.computed, store.reused) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "adapt"),
+    [
+        ("full", {}),
+        ("full", {"head_first": True}),
+        ("lora", {}),
+        ("lora", {"head_first": True}),
+        ("freeze", {"freeze": "1"}),
+        ("freeze", {"freeze": "embeddings"}),
+    ],
+)
+def test_strategies_that_train_the_body_are_left_alone(folders, strategy, adapt):
+    adapted, _ = fresh(folders["bert"], strategy, **adapt)
+    store = FeatureStore()
+    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)) as is_stored:
+        assert not is_stored
+        assert not any("forward" in vars(module) for module in adapted.model.modules())
+        logits(adapted, inputs_of(TEXT))
+    assert store.computed == 0
+
+
+def test_a_body_whose_pooler_is_new_is_left_alone_because_the_pooler_learns(folders):
+    opened = opened_once(folders["bert"])
+    new = tuple(name for name, _ in opened.model.named_parameters() if "pooler" in name or "classifier" in name)
+    opened = dataclasses.replace(opened, model=copy.deepcopy(opened.model), newly_initialised=new)
+    adapted = apply_strategy(opened, AdaptConfig(strategy="probe"))
+    with stored_body(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as is_stored:
+        assert not is_stored
+
+
+@pytest.mark.parametrize("output", ["hidden_states", "attentions"])
+def test_a_head_that_reads_more_than_is_stored_keeps_its_body(folders, output):
+    adapted, _ = fresh(folders["bert"])
+    model = adapted.model
+    model.config._attn_implementation = "eager"  # the one that hands out attentions
+    setattr(model.config, f"output_{output}", True)
+    plain = type(model).forward
+
+    def forward(**inputs):
+        found = plain(model, **inputs)
+        return dataclasses.replace(found, logits=found.logits + getattr(found, output)[-1].mean())
+
+    model.forward = forward
+    wanted = logits(adapted, inputs_of(TEXT))
+    with stored_body(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as is_stored:
+        assert not is_stored
+        assert torch.equal(logits(adapted, inputs_of(TEXT)), wanted)
+    assert "forward" not in vars(model.bert)
+
+
+def test_a_body_shared_out_among_processes_is_called_by_all_of_them_each_time(folders):
+    """A stored row on one process and none on another would leave the second waiting for the first."""
+    adapted, _ = fresh(folders["bert"])
+    store = FeatureStore()
+    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)) as is_stored:
+        assert is_stored  # nothing is shared out before training begins
+        sizes = examples_through(adapted.model.bert)
+        adapted.model.bert.encoder.layer[0].output.dense.weight.device_mesh = "as FSDP marks a shard"
+        for _ in range(2):
+            logits(adapted, inputs_of(TEXT))
+    assert sizes == [1, 1]
