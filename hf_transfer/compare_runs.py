@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import shutil
 import traceback
@@ -42,6 +41,7 @@ from hf_transfer.pretrained import find_checkpoint
 from hf_transfer.records import Text
 from hf_transfer.report import print_comparison, read_results, write_json, write_text
 from hf_transfer.report.files import write_comparison, write_report
+from hf_transfer.report.results import shown_config
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.sources import load_source
 from hf_transfer.tasks import TASKS
@@ -395,7 +395,7 @@ def _report(
     failed = [run.facts | {"status": "failed", "error": applicable[run.name]} for run in plan if run.name in applicable]
     joined = join(
         read,
-        config=json.loads(json.dumps(dataclasses.asdict(config))),
+        config=shown_config(dataclasses.asdict(config)),
         other_runs=failed,
         distances=measure_distances(finished, texts.of, output_dir / "distances.json"),
         notes=[text for name, text in failures.items() if name not in applicable],

@@ -274,8 +274,8 @@ def _target_pool(
     targets = tuple(domain for domain in shifted if domain in (data.target_domains or shifted))
     if not targets and not problems:
         problems.append(
-            "--data.target_examples needs a shifted domain to draw from, and every test domain is trained on: leave one "
-            "out of --data.train_domains."
+            "--data.target_examples needs a shifted domain to draw from, and every test domain is trained on: leave "
+            "one out of --data.train_domains."
         )
     pool, _, _ = _train_rows(facts, test, targets, data.validation_fraction) if targets else (nothing, nothing, set())
     for domain in targets:

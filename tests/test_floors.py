@@ -76,7 +76,7 @@ DOORS = {
         "control_runs",
         "compare_runs",
         "domain_distances",
-    },  # fmt: skip
+    },
     "evaluate": {"metrics"},
     "huggingface_hub": {"pretrained"},
     "jinja2": {"report/html"},

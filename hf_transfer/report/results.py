@@ -131,6 +131,13 @@ def describe_environment(world_size: int, device: str, precision: str) -> dict[s
     }
 
 
+def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config as plain nested dicts, absolute paths shortened: what a report may show to others."""
+    shown = plain(config)
+    _shorten_places(shown)
+    return shown
+
+
 def describe_training(log: Path, history: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Loss and validation by step, for curves; the loss as means over at most ``CURVE_POINTS`` stretches of the log."""
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

@@ -98,6 +98,12 @@ def test_every_strategy_control_and_seed_is_run_and_reported(finished):
     assert 2 <= len(results["answer"]) <= 5
 
 
+def test_no_path_of_this_machine_is_in_what_is_shared(finished):
+    parent = str(finished.output_dir.parent)
+    for name in ("results.json", "report.md", "report.html"):
+        assert parent not in (finished.output_dir / name).read_text(), name
+
+
 def test_the_first_seed_keeps_its_model_and_it_predicts(finished):
     runs = finished.output_dir / "runs"
     assert (runs / "full-s0" / "model").is_dir() and not (runs / "full-s1" / "model").exists()
@@ -106,21 +112,16 @@ def test_the_first_seed_keeps_its_model_and_it_predicts(finished):
     assert ht.load(runs / "full-s0", device="cpu").predict(["good fresh book"]).labels
 
 
-def test_a_run_of_a_comparison_equals_the_same_run_alone(finished, tmp_path):
-    alone = dataclasses.replace(
-        compare_runs.from_nested(json.loads(json.dumps(finished.results["config"])), ht.CompareConfig),
-    )
-    source = finished.output_dir.parent / "reviews.jsonl"
-    fields = {item.name: getattr(alone, item.name) for item in dataclasses.fields(ht.RunConfig)}
-    checkpoint = finished.results["config"]["model"]["checkpoint"]
-    assert not Path(checkpoint).is_absolute() or Path(checkpoint).exists()
-    config = ht.RunConfig(**fields)
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, source=str(source)),
-        adapt=dataclasses.replace(config.adapt, strategy="probe"),
+def test_a_run_of_a_comparison_equals_the_same_run_alone(finished, checkpoint, tmp_path):
+    compared = config_for(finished.output_dir.parent / "reviews.jsonl", checkpoint, tmp_path / "alone")
+    config = ht.RunConfig(
+        data=compared.data,
+        model=compared.model,
+        adapt=ht.AdaptConfig(strategy="probe"),
+        train=compared.train,
+        evaluate=compared.evaluate,
+        output_dir=compared.output_dir,
         seed=1,
-        output_dir=str(tmp_path / "alone"),
     )
     result = ht.run(config)
     inside = read_results(finished.output_dir / "runs" / "probe-s1")
