@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics as middle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from hf_transfer.config import CONTROLS, RunConfig
 from hf_transfer.errors import InputError
 from hf_transfer.metrics import find_metric
 from hf_transfer.records import Predictions
-from hf_transfer.report.answer import answer
+from hf_transfer.report.answer import FEWEST_EXAMPLES, answer
 from hf_transfer.report.examples import read_examples, relabelled
-from hf_transfer.report.results import _replace_all, _shorten_places, plain
+from hf_transfer.report.results import plain
 from hf_transfer.robustness import effective_robustness
 from hf_transfer.significance import (
     Difference,
@@ -35,8 +36,6 @@ from hf_transfer.significance import (
 )
 from hf_transfer.statistics import derived_seed
 
-FEWEST_EXAMPLES = 30
-"""Test examples of a domain below which no verdict is given: an interval of 29 is some 30 points wide."""
 SIDE_RESAMPLES = 2_000
 """Resamples for intervals of metrics beside the main one."""
 WITHOUT_SEEDS = ("before", "tfidf", "majority")
@@ -102,9 +101,10 @@ class FinishedRun:
         """Of the test examples, by domain."""
         own = read_examples(self.results)
         names = self.results["labels"]["names"]
-        if self.label_names is None or list(self.label_names) == names:
+        wanted = names if self.label_names is None else list(self.label_names)
+        if wanted == names or sorted(wanted) != sorted(names):  # other classes are refused, not reordered
             return own
-        return {domain: relabelled(part, names, self.label_names) for domain, part in own.items()}
+        return {domain: relabelled(part, names, wanted) for domain, part in own.items()}
 
 
 def compare_with_controls(
@@ -140,8 +140,7 @@ def join(
 
     Args:
         results_of_runs: finished runs, in the order in which they are reported.
-        config: the comparison's, as plain nested dicts; ``evaluate`` and ``seed`` of it are used. Absolute paths in it
-            are recorded by their last component, also where notes and errors mention them.
+        config: the comparison's, as plain nested dicts (``shown_config``); ``evaluate`` and ``seed`` of it are used.
         other_runs: failed and missing ones, as the ``runs`` of results.json list them.
         distances: ``describe_distances`` of source and target domains.
         places: where each of ``results_of_runs`` was read from, for messages.
@@ -156,8 +155,6 @@ def join(
     runs = [FinishedRun(results, place, label_names) for results, place in zip(results_of_runs, places, strict=True)]
     check_comparable(runs)
     first = next((run for run in runs if not run.is_control), runs[0]).results
-    shown_config = plain(config)
-    shorten = functools.partial(_replace_all, replacements=_shorten_places(shown_config))
     tests = Tests(
         first["shift"]["metric"], config["evaluate"]["confidence"], config["evaluate"]["resamples"], config["seed"]
     )
@@ -203,14 +200,11 @@ def join(
         "confusion": _confusion(groups, first["labels"]["problem"], label_names),
         "training": _training(groups),
         "data": first["data"],
-        "runs": [
-            *(run_facts(run) for run in runs),
-            *({**item, "error": shorten(item["error"])} for item in other_runs),
-        ],
+        "runs": [*map(run_facts, runs), *other_runs],
         "examples_shown": list(examples_shown),
-        "notes": list(dict.fromkeys(map(shorten, every_note))),
+        "notes": list(dict.fromkeys(every_note)),
         "environment": first["environment"],
-        "config": shown_config,
+        "config": dict(config),
     }
     joined = plain(joined)  # what follows reads None for nan, as whoever reads the file does
     joined["robustness"] = plain(effective_robustness(joined))
@@ -224,7 +218,7 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
     """Raise InputError, naming every differing field, unless all runs may stand in one table.
 
     Their classes may come in another order (a checkpoint that brings its head brings its order), and their intervals
-    may be of another level: both are made equal. Their seeds and settings are what is compared.
+    may be of another level: both are made equal.
     """
     fields = {
         "task": lambda results: results["task"],
@@ -233,9 +227,9 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
         "labels": lambda results: ", ".join(sorted(results["labels"]["names"])),
         "test domains": lambda results: ", ".join(sorted(results["data"]["test_domains"])),
     }
-    problems = []
-    for run in runs:
-        problems += _problems_alone(run)
+    problems = [problem for run in runs for problem in _problems_alone(run)]
+    if problems:
+        raise InputError(problems)
     for run in runs[1:]:
         cannot = f"{_label(run, True)} cannot be compared with {_label(runs[0], True)}"
         differing = [
@@ -341,13 +335,11 @@ def _by_setting(runs: Sequence[FinishedRun]) -> Groups:
     for group in groups.values():
         for members in group.values():
             members.sort(key=lambda run: run.seed)
-            repeated = len({run.seed for run in members}) < len(members)
-            if repeated:
-                twice = next(run for run, after in zip(members, members[1:], strict=False) if run.seed == after.seed)
-                where = " and ".join(run.place for run in members if run.seed == twice.seed and run.place)
-                raise InputError(
-                    f"two runs of {_label(twice)} are given{where and f' ({where})'}, which learn from the same: give one."
-                )
+            for run, after in pairwise(members):
+                if run.seed == after.seed:
+                    where = f" ({run.place} and {after.place})" if run.place else ""
+                    what = f"two runs of {_label(run)} are given{where}"
+                    raise InputError(f"{what}, which learn from the same: give one.")
     return groups
 
 
@@ -469,18 +461,25 @@ def _comparison(
     return facts | dataclasses.asdict(difference)
 
 
-def with_verdicts(found: Sequence[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
-    """Comparisons with Holm-adjusted p-values over each question, and the verdicts that follow.
+def family_of(item: Mapping[str, Any]) -> tuple[str, bool]:
+    """What a comparison is corrected together with: its question, and whether it is about a mean over domains."""
+    return item["question"], item["domain"] in MEANS.values()
 
-    What has too few examples for a verdict claims nothing, so that it does not count as a comparison.
+
+def with_verdicts(found: Sequence[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
+    """Comparisons with Holm-adjusted p-values over each family, and the verdicts that follow.
+
+    A family is a question, asked of means over domains or of single domains: each has its own table, and a reader of
+    the few means need not pay for the many domains. What has too few examples for a verdict claims nothing, so that
+    it does not count as a comparison.
     """
     names = [item.name for item in dataclasses.fields(Difference)]
 
     def judged(item: Mapping[str, Any], p_adjusted: float) -> str:
         return verdict(Difference(**{name: item[name] for name in names}), p_adjusted, confidence, FEWEST_EXAMPLES)
 
-    for question in dict.fromkeys(item["question"] for item in found):
-        family = [item for item in found if item["question"] == question]
+    for name in dict.fromkeys(map(family_of, found)):
+        family = [item for item in found if family_of(item) == name]
         for item in family:
             item["p_adjusted"], item["verdict"] = float("nan"), judged(item, float("nan"))
         decided = [item for item in family if item["verdict"] != "too few examples"]
@@ -810,6 +809,7 @@ def _warnings(joined: Mapping[str, Any], runs: Sequence[FinishedRun]) -> list[st
         found.append(f"Not all strategies have the same seeds: {uneven}.")
     if len({run.results["data"]["fingerprint"] for run in runs}) > 1:
         found.append("Runs read different versions of the data; their test examples have the same ids and labels.")
+    found += _too_coarse(joined)
     data = max((run.results["data"] for run in runs), key=_leaked)
     if _leaked(data):
         total = data["examples"]["test"]
@@ -819,6 +819,27 @@ def _warnings(joined: Mapping[str, Any], runs: Sequence[FinishedRun]) -> list[st
             "--data.drop_leaks removes their twins."
         )
     return found
+
+
+def _too_coarse(joined: Mapping[str, Any]) -> Iterator[str]:
+    """Families of so many comparisons that the smallest resampled p-value, corrected for them, is no finding."""
+    level = 1 - joined["confidence"]
+    for family in dict.fromkeys(map(family_of, joined["comparisons"])):
+        decided = [
+            item for item in joined["comparisons"] if family_of(item) == family and item["p_adjusted"] is not None
+        ]
+        # permutations reach 1 / (resamples + 1), an inverted interval twice that
+        parts = [
+            1 if item["test"] == "paired permutation" else 2 for item in decided if item["test"] != "exact McNemar"
+        ]
+        needed = max(parts, default=0) * len(decided) / level
+        if needed >= joined["resamples"] + 1:
+            yield (
+                f"{joined['resamples']:,} resamples are too few for {len(decided):,} comparisons "
+                f"({family[0].replace('_', ' ')}, {'means' if family[1] else 'by domain'}): real differences may go "
+                "unseen. Raise --evaluate.resamples to "
+                f"{1000 * math.ceil(needed / 1000):,}."
+            )
 
 
 def _leaked(data: Mapping[str, Any]) -> int:
@@ -832,8 +853,7 @@ def _uneven_seeds(runs: Sequence[FinishedRun]) -> str:
     for setting, group in _by_setting(runs).items():
         seeds = {name: [run.seed for run in members] for name, members in group.items() if name not in WITHOUT_SEEDS}
         if len({tuple(found) for found in seeds.values()}) > 1:
-            where = (
-                "" if setting == base_of(setting) else f" (with {setting.target_examples} of {setting.target_domain})"
-            )
-            return "; ".join(f"{name} {', '.join(map(str, found))}" for name, found in seeds.items()) + where
+            listed = "; ".join(f"{name} {', '.join(map(str, found))}" for name, found in seeds.items())
+            targets = f" (with {setting.target_examples} of {setting.target_domain})" if setting.target_examples else ""
+            return listed + targets
     return ""

@@ -468,6 +468,17 @@ class CompareConfig(RunConfig):
                 found.append(f"--{name} and --data.target_examples make runs in two ways: compare them one by one.")
         if self.evaluate.controls:
             found.append("--evaluate.controls is for a single run: a comparison takes --controls.")
+        if self.model.checkpoint.startswith("scratch:"):
+            if "scratch" in self.controls:
+                found.append(
+                    f"--controls scratch compares with random weights, and {self.model.checkpoint} starts from them: "
+                    "leave one of the two out."
+                )
+            if "lora" in self.strategies and self.adapt.strategy != "lora":  # else it has been said
+                found.append(
+                    f"--strategies lora adapts a pretrained body, and {self.model.checkpoint} is random: leave one of "
+                    "the two out."
+                )
         if self.train.resume:
             found.append("--train.resume is for a single run: a comparison continues where it stopped by itself.")
         return found + [problem for item in self.learning_rates for problem in _rate_problems(item)]

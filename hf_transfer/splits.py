@@ -118,6 +118,7 @@ def split_and_check(table: DomainTable, data: DataConfig, seed: int) -> tuple[Do
         train = _capped(facts, train, data.max_train_examples, seed)
         for domain in targets:
             own = pool & (facts.domain == facts.domains.index(domain))
+            problems += _too_few(domain, int(own.sum()), data)
             train = train | _capped(facts, own, data.target_examples[0], seed)
         if not data.with_source:
             train, validation = train & pool, validation & pool
@@ -278,13 +279,18 @@ def _target_pool(
             "one out of --data.train_domains."
         )
     pool, _, _ = _train_rows(facts, test, targets, data.validation_fraction) if targets else (nothing, nothing, set())
-    for domain in targets:
-        available = int((pool & (facts.domain == facts.domains.index(domain))).sum())
-        if available < count:
-            problems.append(
-                f"--data.target_examples {count}: {domain} has {available:,} train rows to draw from; ask for fewer."
-            )
     return targets, pool, problems
+
+
+def _too_few(domain: str, available: int, data: DataConfig) -> list[str]:
+    """A problem where a target domain has fewer rows to draw from than are asked for."""
+    count = data.target_examples[0]
+    if available >= count:
+        return []
+    cause = " that do not occur in test" if data.drop_leaks else ""
+    return [
+        f"--data.target_examples {count}: {domain} has {available:,} train rows{cause} to draw from; ask for fewer."
+    ]
 
 
 def _domain_problems(purpose: str, named: Sequence[str], known: Sequence[str], usable: set[str]) -> list[str]:

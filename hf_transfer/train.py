@@ -162,6 +162,7 @@ def train(
     make_batch, loss_function = functions.make_batch, functions.loss_function
     names = drop_unused(adapted, make_batch(rows[lengths.argsort()[:2]]), loss_function, progress)
     state = RunState()
+    schedule_began = 0.0  # seconds of training before the schedule of the stage
     if folder.resume_from is not None:
         checkpoint.check_identity(folder.resume_from, folder.identity)
         state = checkpoint.load_state(folder.resume_from)
@@ -171,13 +172,15 @@ def train(
         for plan in plans:
             if state.stopped_early or state.step >= plan.first_step + plan.steps or _time_is_up(state, config):
                 continue
+            if plan.first_step == plan.schedule_first:
+                schedule_began = _seconds_at(plan.schedule_first, state)
             model, optimizer = _prepare(adapted, plan.stage, names, config, accelerator)
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
             for step in range(state.step, plan.first_step + plan.steps):
                 started = time.perf_counter()
                 torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
-                in_schedule = _position(state, plan, step, config)
+                in_schedule = _position(state, plan, step, schedule_began, config)
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
                 window = window_indices(len(rows), config.window_size, seed, step)
@@ -359,12 +362,18 @@ def _time_is_up(state: RunState, config: TrainConfig) -> bool:
     return config.max_seconds is not None and state.train_seconds >= config.max_seconds
 
 
-def _position(state: RunState, plan: StagePlan, step: int, config: TrainConfig) -> int:
+def _seconds_at(step: int, state: RunState) -> float:
+    """Seconds of training before ``step``; of a run that was continued in mid-stage, as if all steps took as long."""
+    return state.train_seconds * step / state.step if state.step else 0.0
+
+
+def _position(state: RunState, plan: StagePlan, step: int, schedule_began: float, config: TrainConfig) -> int:
     """Where a step stands in its schedule; with a limit of seconds, as far on as the clock is, if that is further."""
     in_schedule = step - plan.schedule_first
     if config.max_seconds is None:
         return in_schedule
-    by_clock = int(plan.schedule_steps * min(1.0, state.train_seconds / config.max_seconds))
+    elapsed = (state.train_seconds - schedule_began) / max(config.max_seconds - schedule_began, 1e-9)
+    by_clock = int(plan.schedule_steps * min(1.0, elapsed))
     return max(in_schedule, min(by_clock, plan.schedule_steps - 1))
 
 

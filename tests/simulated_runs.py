@@ -1,4 +1,4 @@
-"""results.json of runs that never ran: predictions with a chosen share right, for tests of what joins and tells them."""
+"""results.json of runs that never ran: predictions with a chosen share right, for tests of what joins runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_transfer.report.results import plain
 from hf_transfer.shift import score_domains, split_predictions
 from hf_transfer.statistics import derived_seed
 
-RESAMPLES = 400
+RESAMPLES = 2_000
 NAMES = ("negative", "positive")
 OTHERS = ("before", "scratch", "tfidf", "majority")
 
@@ -49,9 +49,7 @@ def run_results(
     if predictions is None:
         counts = count if isinstance(count, Mapping) else dict.fromkeys(right or {}, count)
         about = (strategy, str(seed), str(target), str(with_source), ",".join(train))
-        predictions = {
-            domain: classes(domain, counts[domain], share, about) for domain, share in (right or {}).items()
-        }
+        predictions = {domain: classes(domain, counts[domain], share, about) for domain, share in (right or {}).items()}
     labels = labels or LabelSpace("single_label", NAMES)
     stage = strategy if strategy in OTHERS else "adapted"
     test = together(predictions)

@@ -205,13 +205,11 @@ def test_random_weights_are_not_compared_with_random_weights():
     )
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the control would then be looked for at scratch:scratch:a/b")
 def test_a_comparison_that_starts_from_random_weights_has_no_control_scratch():
     found = CompareConfig(model=ModelConfig(checkpoint="scratch:a/b"), strategies=("full",)).problems()
     assert any("scratch" in problem for problem in found)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the run of lora then fails, or saves an adapter of lost weights")
 def test_a_comparison_that_starts_from_random_weights_has_no_lora():
     config = CompareConfig(model=ModelConfig(checkpoint="scratch:a/b"), strategies=("full", "lora"), controls=())
     assert any("lora" in problem for problem in config.problems())

@@ -213,7 +213,7 @@ def test_words_of_both_texts_of_a_pair_are_counted(checkpoint, tmp_path):
         {"text": f"the book {i}", "pair": word, "label": i % 2, "domain": domain, "split": split}
         for domain, word in (("books", "gripping"), ("apps", "crash"))
         for split in ("train", "test")
-        for i in range(20)
+        for i in range(30)
     ]
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))

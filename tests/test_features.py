@@ -226,16 +226,26 @@ def test_padding_and_the_other_texts_of_a_batch_do_not_matter(folders, architect
     assert (store.computed, store.reused) == (5, 2 + 4)
 
 
-def test_of_a_head_that_reads_one_position_no_other_is_kept(folders):
+def test_of_a_head_that_reads_one_position_no_other_is_kept_and_padding_never(folders):
     for architecture in ARCHITECTURES:
         adapted, pretrained = fresh(folders[architecture])
-        pad, store = pretrained.tokenizer.pad_token_id, FeatureStore()
-        with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT, pad=pad)):
-            logits(adapted, inputs_of(TEXT, pad=pad))
+        both, store = inputs_of(TEXT, SHORT, pad=pretrained.tokenizer.pad_token_id), FeatureStore()
+        with stored_body(adapted, "weights", store, both):
+            logits(adapted, both)
         vector = FLOAT_BYTES * WIDTH
         pooler = vector if architecture in ("bert", "albert") else 0
-        wanted = vector + pooler if architecture in FIRST_POSITION else 6 * vector
+        wanted = 2 * (vector + pooler) if architecture in FIRST_POSITION else len(TEXT + SHORT) * vector
         assert store.bytes == wanted, architecture
+
+
+def test_a_head_that_takes_the_mean_of_all_positions_gets_all_of_them(tmp_path):
+    adapted, _ = fresh(make_checkpoint(tmp_path / "mean", "modernbert", classifier_pooling="mean"))
+    both, store = inputs_of(TEXT, SHORT), FeatureStore()
+    wanted = logits(adapted, both)
+    with stored_body(adapted, "weights", store, both) as is_stored:
+        assert is_stored
+        torch.testing.assert_close(logits(adapted, both), wanted, rtol=1e-5, atol=1e-5)
+    assert store.bytes == len(TEXT + SHORT) * FLOAT_BYTES * WIDTH
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

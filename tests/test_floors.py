@@ -90,7 +90,7 @@ DOORS = {
     "scipy": {"calibration", "controls", "distances", "metrics", "robustness", "significance"},
     "sklearn": {"controls", "distances", "metrics"},
     "transformers": {"features", "pretrained"},
-    "yaml": {"command_line", "compare_runs", "config", "report/markdown", "report/tables"},
+    "yaml": {"command_line", "compare_runs", "config", "rebuild", "report/markdown", "report/tables"},
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 SAY_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc"}

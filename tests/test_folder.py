@@ -29,7 +29,7 @@ def leave_a_run(folder, finished: bool = True, config: RunConfig | None = None):
         (folder / name).write_text("old", encoding="utf-8")
     (folder / "config.yaml").write_text(to_yaml(config or RunConfig()), encoding="utf-8")
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
-    (folder / "figures").mkdir()
+    (folder / "photos").mkdir()
     return folder
 
 
@@ -106,7 +106,7 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path):
     leave_a_run(tmp_path)
     config = config_for(tmp_path, overwrite=True)
     opened, notes = open_run_folder(config, "f", ALONE)
-    assert {item.name for item in tmp_path.iterdir()} == {"config.yaml", "notes.txt", "figures"}
+    assert {item.name for item in tmp_path.iterdir()} == {"config.yaml", "notes.txt", "photos"}
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == to_yaml(config)
     assert (opened.log, opened.checkpoints) == (tmp_path / "log.jsonl", tmp_path / "checkpoints")

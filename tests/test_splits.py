@@ -404,6 +404,140 @@ def test_data_whose_train_is_all_leaks_are_refused_with_drop_leaks():
     assert "nothing is left to train on once leaks are dropped" in refused(rows, drop_leaks=True)
 
 
+# target examples
+
+TARGETS = [row for domain in ("books", "dvd", "apps") for row in numbered(300, domain, classes=3)]
+
+
+def drawn(splits: DomainSplits, domain: str) -> set[str]:
+    return {text for text, of in zip(splits.train["text"], splits.train["domain"], strict=True) if of == domain}
+
+
+def test_target_examples_are_drawn_from_the_rows_that_each_target_would_be_trained_on():
+    plain = split(TARGETS, train_domains=("books",))
+    splits = split(TARGETS, train_domains=("books",), target_examples=(16,))
+    for domain in ("dvd", "apps"):
+        as_source = split(TARGETS, train_domains=(domain,))
+        assert len(drawn(splits, domain)) == 16
+        assert drawn(splits, domain) < set(texts(as_source.train))
+        assert not drawn(splits, domain) & set(texts(splits.test[domain]))
+        assert not drawn(splits, domain) & set(texts(as_source.validation))
+    assert drawn(splits, "books") == set(texts(plain.train))
+    assert splits.train.num_rows == plain.train.num_rows + 32
+    assert texts(splits.validation) == texts(plain.validation)
+    assert {name: texts(rows) for name, rows in splits.test.items()} == {
+        name: texts(rows) for name, rows in plain.test.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_smaller_draw_of_target_examples_lies_inside_a_larger_one_of_the_same_seed(seed):
+    sizes = (1, 16, 64, 150)
+    draws = [drawn(split(TARGETS, seed, train_domains=("books",), target_examples=(n,)), "dvd") for n in sizes]
+    assert [len(draw) for draw in draws] == list(sizes)
+    assert draws[0] < draws[1] < draws[2] < draws[3]
+    assert drawn(split(TARGETS, seed, train_domains=("books",), target_examples=(16,)), "dvd") == draws[1]
+    assert drawn(split(TARGETS, seed + 9, train_domains=("books",), target_examples=(16,)), "dvd") != draws[1]
+
+
+def test_target_examples_hold_the_classes_evenly():
+    splits = split(TARGETS, train_domains=("books",), target_examples=(30,))
+    labels = Counter(
+        label for label, of in zip(splits.train["label"], splits.train["domain"], strict=True) if of == "dvd"
+    )
+    assert set(labels) == {"0", "1", "2"}
+    assert max(labels.values()) - min(labels.values()) <= 2
+
+
+def test_only_the_named_target_domains_give_examples_and_the_draw_of_one_does_not_depend_on_the_other():
+    both = split(TARGETS, train_domains=("books",), target_examples=(16,))
+    one = split(TARGETS, train_domains=("books",), target_examples=(16,), target_domains=("apps",))
+    assert (len(drawn(one, "apps")), drawn(one, "dvd")) == (16, set())
+    assert drawn(one, "apps") == drawn(both, "apps")
+
+
+def test_a_target_stays_a_shifted_domain():
+    for with_source in (True, False):
+        splits = split(TARGETS, train_domains=("books",), target_examples=(16,), with_source=with_source)
+        assert splits.train_domains == ("books",)
+        assert [splits.role(domain) for domain in splits.test] == ["in_domain", "shifted", "shifted"]
+
+
+def test_without_the_source_the_same_target_examples_are_all_there_is():
+    settings = {"train_domains": ("books",), "target_examples": (16,), "target_domains": ("dvd",)}
+    with_it, without = split(TARGETS, **settings), split(TARGETS, with_source=False, **settings)
+    assert set(texts(without.train)) == drawn(with_it, "dvd")
+    assert without.train.num_rows == 16
+    assert without.validation.num_rows == 0, "the source's validation rows would select by the source"
+    assert texts(without.test["dvd"]) == texts(with_it.test["dvd"])
+
+
+def test_no_target_examples_change_nothing():
+    plain = split(TARGETS, train_domains=("books",))
+    none = split(TARGETS, train_domains=("books",), target_examples=(0,), target_domains=("dvd",))
+    assert assigned(none) == assigned(plain)
+
+
+def test_target_examples_come_on_top_of_a_cap_on_train():
+    splits = split(TARGETS, train_domains=("books",), target_examples=(16,), max_train_examples=40)
+    assert [len(drawn(splits, domain)) for domain in ("books", "dvd", "apps")] == [40, 16, 16]
+
+
+def test_more_target_examples_than_there_are_train_rows_are_refused_with_the_count_of_each_domain():
+    rows = [*numbered(100), *numbered(40, "dvd", split="train"), *numbered(9, "dvd", split="test")]
+    rows += [*numbered(300, "apps")]
+    available = split(rows, train_domains=("dvd",)).train.num_rows
+    settings = {"train_domains": ("books",)}
+    assert split(rows, target_examples=(available,), **settings)
+    assert refused(rows, target_examples=(available + 1,), **settings) == (
+        f"--data.target_examples {available + 1}: dvd has {available} train rows to draw from; ask for fewer."
+    )
+    message = refused(rows, target_examples=(1000,), **settings)
+    assert f"dvd has {available} train rows" in message and "apps has" in message
+
+
+def test_a_target_domain_must_be_a_shifted_test_domain():
+    settings = {"train_domains": ("books",), "target_examples": (16,)}
+    assert refused(TARGETS, target_domains=("cd", "dvd"), **settings) == (
+        "--data.target_domains names 'cd', which is no shifted test domain; there are dvd, apps."
+    )
+    assert "names 'books', which is no shifted test domain" in refused(TARGETS, target_domains=("books",), **settings)
+    assert "names 'apps', which is no shifted test domain; there are dvd." in refused(
+        TARGETS, target_domains=("apps",), test_domains=("books", "dvd"), **settings
+    )
+    assert "--data.target_examples needs a shifted domain to draw from" in refused(
+        TARGETS, train_domains=("books", "dvd", "apps"), target_examples=(16,)
+    )
+
+
+LEAKING_TARGET = [
+    *numbered(40),
+    *numbered(30, "dvd", split="train"),
+    *[{"text": f"twin {i}", "domain": "dvd", "split": split} for i in range(4) for split in ("train", "test")],
+    {"text": "scored", "domain": "books", "split": "test"},
+]
+
+
+def test_drop_leaks_keeps_twins_of_test_rows_out_of_the_target_examples():
+    twins = {f"twin {i}" for i in range(4)}
+    settings = {"train_domains": ("books",), "validation_fraction": 1e-9}
+    everything = 34 - 1  # one text is lent to validation
+    assert len(drawn(split(LEAKING_TARGET, target_examples=(everything - 4,), **settings), "dvd") & twins) > 0
+    clean = split(LEAKING_TARGET, target_examples=(everything - 6,), drop_leaks=True, **settings)
+    assert len(drawn(clean, "dvd")) == everything - 6
+    assert not drawn(clean, "dvd") & twins
+
+
+def test_target_examples_are_as_many_as_asked_for_or_refused_where_leaks_are_dropped():
+    settings = {"train_domains": ("books",), "validation_fraction": 1e-9, "drop_leaks": True}
+    try:
+        splits = split(LEAKING_TARGET, target_examples=(31,), **settings)
+    except InputError as error:
+        assert "dvd has" in str(error)
+    else:
+        assert len(drawn(splits, "dvd")) == 31
+
+
 def test_labels_of_every_type_can_be_split():
     for labels in (["a", "b"], [1, 2], [0.5, 1.5], [["a"], ["a", "b"]]):
         rows = [{"text": f"text {i}", "label": labels[i % 2]} for i in range(60)]

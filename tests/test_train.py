@@ -1,10 +1,12 @@
 """The loop: a window's gradient is the mean over its targets however it is cut, and every other promise of train.py."""
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -268,3 +270,123 @@ def test_stages_are_laid_end_to_end():
     ]
     plans = plan_stages((thaw, thaw, rest), 100, TrainConfig(epochs=1, window_size=10))
     assert [(p.first_step, p.steps) for p in plans] == [(0, 10)]
+
+
+# a limit of seconds
+
+
+@pytest.fixture
+def half_second_steps(monkeypatch):
+    """A clock on which every stretch that is measured takes half a second."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 2)
+    monkeypatch.setattr("hf_transfer.train.time", clock)
+
+
+def logged(folder: Path, *names: str) -> list[tuple]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [tuple(line[name] for name in names) for line in lines]
+
+
+TIMED = TrainConfig(epochs=8, window_size=10, learning_rate=1e-3, warmup_fraction=0.0, max_seconds=3.0)
+
+
+def test_training_stops_when_the_time_is_up_and_validates_there(checkpoint, tmp_path, half_second_steps):
+    result, _, _ = run_training(checkpoint, tmp_path, TIMED)
+    assert (result.steps, result.train_seconds) == (6, 3.0)
+    assert [record["step"] for record in result.history] == [4, 6], "an epoch is 4 steps; its validation costs no time"
+    assert not result.stopped_early
+    assert len(logged(tmp_path, "step")) == 6
+
+
+def test_a_step_that_begins_in_time_is_finished(checkpoint, tmp_path, half_second_steps):
+    result, _, _ = run_training(checkpoint, tmp_path, replace(TIMED, max_seconds=2.75))
+    assert result.steps == 6
+    result, _, _ = run_training(checkpoint, tmp_path, replace(TIMED, max_seconds=0.01))
+    assert (result.steps, [record["step"] for record in result.history]) == (1, [1])
+
+
+def test_a_limit_of_steps_that_comes_first_ends_training(checkpoint, tmp_path, half_second_steps):
+    result, _, _ = run_training(checkpoint, tmp_path, replace(TIMED, epochs=1, max_seconds=2.0))
+    assert [record["step"] for record in result.history] == [4], "both limits at once validate once"
+    result, _, _ = run_training(checkpoint, tmp_path, replace(TIMED, epochs=1, max_seconds=1000.0))
+    assert (result.steps, [record["step"] for record in result.history]) == (4, [4])
+
+
+def test_the_best_step_before_the_time_was_up_is_put_back(checkpoint, tmp_path, half_second_steps):
+    result, _, _ = run_training(checkpoint, tmp_path, TIMED, scores=[0.9, 0.5, 0.9])
+    assert (result.selection.step, result.selection.value, result.steps) == (4, 0.9, 6)
+
+
+def rates(folder: Path, head_rate: float) -> list[float]:
+    return [rate / head_rate for (rate,) in logged(folder, "learning_rate")]
+
+
+def test_the_rate_falls_with_the_clock_where_time_ends_first(checkpoint, tmp_path, half_second_steps):
+    # 8 epochs are 32 steps, of which 4 s allow 8: each takes an eighth of the time
+    run_training(checkpoint, tmp_path, replace(TIMED, max_seconds=4.0))
+    assert rates(tmp_path, 1e-2) == pytest.approx([1 - step / 8 for step in range(8)])
+
+
+def test_the_rate_falls_with_the_steps_where_they_end_first(checkpoint, tmp_path, half_second_steps):
+    run_training(checkpoint, tmp_path, replace(TIMED, epochs=2, max_seconds=64.0))
+    assert rates(tmp_path, 1e-2) == pytest.approx([1 - step / 8 for step in range(8)])
+
+
+def test_the_rate_rises_with_the_clock_as_well(checkpoint, tmp_path, half_second_steps):
+    # warm-up takes 8 of 32 steps, that is 1 s of 4 s: the rates are those of steps 0, 4, 8, 12 ...
+    run_training(checkpoint, tmp_path, replace(TIMED, max_seconds=4.0, warmup_fraction=0.25))
+    wanted = [1 / 8, 5 / 8, *[1 - (step - 8) / 24 for step in (8, 12, 16, 20, 24, 28)]]
+    assert rates(tmp_path, 1e-2) == pytest.approx(wanted)
+
+
+def test_the_rate_of_a_step_is_never_0_however_late_it_begins(checkpoint, tmp_path, half_second_steps):
+    run_training(checkpoint, tmp_path, replace(TIMED, epochs=0.5, max_seconds=0.75))
+    assert all(rate > 0 for rate in rates(tmp_path, 1e-2))
+
+
+def test_time_that_is_up_in_the_first_stage_leaves_the_second_out(checkpoint, tmp_path, half_second_steps):
+    # the head's stage is one epoch of 4 steps
+    config = replace(TIMED, max_seconds=1.5)
+    before = parameters_of(open_tiny(checkpoint, head_first=True)[1])
+    result, adapted, _ = run_training(checkpoint, tmp_path, config, head_first=True)
+    assert (result.steps, [record["step"] for record in result.history]) == (3, [3])
+    changed = {name for name, p in parameters_of(adapted).items() if not torch.equal(p, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_time_runs_on_over_two_stages(checkpoint, tmp_path, half_second_steps):
+    before = parameters_of(open_tiny(checkpoint, head_first=True)[1])
+    result, adapted, _ = run_training(checkpoint, tmp_path, replace(TIMED, max_seconds=4.0), head_first=True)
+    assert result.steps == 8
+    assert [record["step"] for record in result.history] == [4, 8]
+    changed = {name for name, p in parameters_of(adapted).items() if not torch.equal(p, before[name])}
+    assert "bert.embeddings.word_embeddings.weight" in changed
+
+
+def test_a_run_whose_time_was_up_takes_no_further_step_when_it_is_resumed(checkpoint, tmp_path, half_second_steps):
+    config = replace(TIMED, checkpoint_steps=6)
+    result, adapted, _ = run_training(checkpoint, tmp_path, config)
+    wanted = parameters_of(adapted)
+    again, resumed, _ = run_training(checkpoint, tmp_path, config, resume_from=tmp_path / "checkpoints" / "step-6")
+    assert (again.steps, again.train_seconds, again.selection) == (6, 3.0, result.selection)
+    assert again.history == result.history
+    assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(resumed).items())
+    assert len(logged(tmp_path, "step")) == 6
+
+
+def test_a_resumed_run_has_the_time_that_was_left(checkpoint, tmp_path, half_second_steps):
+    config = replace(TIMED, checkpoint_steps=4)
+    _, adapted, _ = run_training(checkpoint, tmp_path, config)
+    wanted, log = parameters_of(adapted), logged(tmp_path, "step", "loss", "learning_rate")
+    again, resumed, _ = run_training(checkpoint, tmp_path, config, resume_from=tmp_path / "checkpoints" / "step-4")
+    assert (again.steps, again.train_seconds) == (6, 3.0)
+    assert logged(tmp_path, "step", "loss", "learning_rate") == log
+    assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(resumed).items())
+
+
+def test_a_stage_with_its_own_schedule_warms_up_though_time_has_passed(checkpoint, tmp_path, half_second_steps):
+    config = replace(TIMED, max_seconds=8.0, warmup_fraction=0.25)
+    run_training(checkpoint, tmp_path, config, head_first=True)
+    (first_of_stage,) = rates(tmp_path, 1e-2)[4:5]
+    assert first_of_stage < 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,228 +24,353 @@ REFERENCES = ("scratch", "before", "tfidf", "majority")
 """The control of the first sentence is the first of these that was run: no transfer, before cheap baselines."""
 
 
+FEWEST_EXAMPLES = 30
+"""Test examples of a domain below which no verdict is given: an interval of 29 is some 30 points wide."""
+MOST_LISTED = 3
+"""Domains up to which a sentence names them; more are counted."""
+
+
 def answer(results: Mapping[str, Any]) -> list[str]:
     """Three sentences or so, as plain text: the gain over no transfer, the other strategies, what is lost elsewhere.
 
     The strategy spoken of is the best on in-domain validation, never on what is reported. Where TF-IDF is not beaten,
-    that comes first. With several directions the sentences count sources in place of naming one.
+    that comes first. With several directions the sentences count sources in place of naming one. What an interval is,
+    the first one says.
     """
     best = best_strategy(results)
-    if best is None:
-        return ["No strategy was trained: the tables show controls only."]
-    say = _OneDirection(results, best) if len(results["directions"]) == 1 else _ManyDirections(results, best)
-    sentences = [*say.cheap_baseline(), *say.gain(), *say.others(), *say.shift(), *_target_labels(results, best)]
-    return [sentence[0].upper() + sentence[1:] for sentence in sentences if sentence]
+    if best is not None:
+        say = _OneDirection(results, best) if len(results["directions"]) == 1 else _ManyDirections(results, best)
+        sentences = [*say.cheap_baseline(), *say.gain(), *say.others(), *say.shift()]
+    elif results["strategies"]:
+        sentences = ["transfer without target labels was not measured: no such run is there."]
+    else:
+        sentences = ["no strategy was trained: the tables show controls only."]
+    sentences += _target_labels(results, best)
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
 def best_strategy(results: Mapping[str, Any]) -> str | None:
-    """The strategy with the best mean score on in-domain validation; the first one where nothing was validated."""
+    """The strategy with the best mean score on in-domain validation, over the directions that all of them learnt.
+
+    The first one where nothing was validated; None where no strategy ran without labels of the target.
+    """
     sign = 1 if results["higher_is_better"] else -1
-    means: dict[str, float] = {}
-    for name in results["strategies"]:
-        values = [row["validation"] for row in results["summary"] if row["strategy"] == name]
-        known = [value for value in values if value is not None]
-        means[name] = sign * float(np.mean(known)) if known else -np.inf
-    return max(means, key=lambda name: means[name], default=None)
+    trained = [name for name in results["strategies"] if any(row["strategy"] == name for row in results["summary"])]
+    known = {
+        name: {
+            row["direction"]: sign * row["validation"]
+            for row in results["summary"]
+            if row["strategy"] == name and row["validation"] is not None
+        }
+        for name in trained
+    }
+    validated = [values for values in known.values() if values]
+    common = set.intersection(*map(set, validated)) if validated else set()
+
+    def mean(name: str) -> float:
+        values = [value for direction, value in known[name].items() if direction in common or not common]
+        return float(np.mean(values)) if values else -np.inf
+
+    return max(trained, key=mean, default=None)
 
 
-class _OneDirection:
-    """Sentences about a single set of train domains."""
+class _Sentences:
+    """What both kinds of answer need."""
 
     def __init__(self, results: Mapping[str, Any], best: str) -> None:
         self.results, self.best = results, best
-        self.row = next(row for row in results["summary"] if row["strategy"] == best)
-        self.domains = results["directions"][0]["train_domains"]
-        self.tested_at_home = self.row["in_domain_mean"] is not None
+        self.metric, self.rises = results["metric"], results["higher_is_better"]
+        self.level = f"{100 * results['confidence']:g}% interval "  # "" once it was said
 
-    def _against(self, other: str, question: str) -> Mapping[str, Any] | None:
-        """``best`` against ``other`` at home (elsewhere, where no train domain is tested), whichever way it was put."""
-        places = ["in-domain", *self.domains] if self.tested_at_home else ["shifted domains", *_tested(self.results)]
-        for place in places:
+    def compared(
+        self, direction: Mapping[str, Any], question: str, a: str, b: str, role: str
+    ) -> Mapping[str, Any] | None:
+        """``a`` against ``b`` on the domains of ``role`` together, whichever way it was put; None where it was not."""
+        own = self.tested(direction, role)
+        together = "in-domain" if role == "in_domain" else "shifted domains"
+        for place in (together, own[0]) if len(own) == 1 else (together,):
             for item in self.results["comparisons"]:
-                if item["question"] == question and item["domain"] == place and not item.get("target_examples"):
-                    if (item["a"], item["b"]) == (self.best, other):
+                if (item["question"], item["direction"], item["domain"]) == (question, direction["name"], place):
+                    if (item["a"], item["b"]) == (a, b):
                         return item
-                    if (item["a"], item["b"]) == (other, self.best):
+                    if (item["a"], item["b"]) == (b, a):
                         return _turned(item)
         return None
+
+    def tested(self, direction: Mapping[str, Any], role: str) -> list[str]:
+        """Test domains of a role, in their order."""
+        own = direction["train_domains"]
+        return [name for name in self.results["data"]["test_domains"] if (name in own) == (role == "in_domain")]
+
+    def interval(self, item: Mapping[str, Any]) -> str:
+        """``2.0 to 6.2``, with its level in front the first time; "" where there is none.
+
+        One without 0 may belong to a difference that is no finding, as there are many: that is said beside it.
+        """
+        interval = format_interval({**item, "metric": self.metric, "value": item["difference"]})
+        if not interval:
+            return ""
+        level, self.level = self.level, ""
+        if item["verdict"] == "no evidence" and (item["low"] > 0 or item["high"] < 0):
+            others = [c for c in self.results["comparisons"] if c["question"] == item["question"]]
+            count = sum(other["p_adjusted"] is not None for other in others)
+            return f"{level}{interval}, not beyond luck among {count:,} comparisons"
+        return level + interval
+
+    def size(self, item: Mapping[str, Any]) -> str:
+        """``4.1 points (2.0 to 6.2)``."""
+        size, interval = format_difference(self.metric, item["difference"]), self.interval(item)
+        return f"{size} ({interval})" if interval else size
+
+    def signed(self, item: Mapping[str, Any]) -> str:
+        """``+4.1 points, 2.0 to 6.2``, for brackets."""
+        size, interval = format_difference(self.metric, item["difference"]), self.interval(item)
+        sign = "+" if (item["difference"] or 0) > 0 else ""
+        return f"{sign}{size}, {interval}" if interval else f"{sign}{size}"
+
+    def moves(self, item: Mapping[str, Any]) -> str:
+        """``gains 4.1 points (2.0 to 6.2)``; of an error, which should fall, ``lowers mean absolute error by``."""
+        is_better = item["verdict"] == "helps"
+        size = self.size(item if is_better else _turned(item))
+        if self.rises:
+            return f"{'gains' if is_better else 'loses'} {size}"
+        return f"{'lowers' if is_better else 'raises'} {metric_words(self.metric)} by {size}"
+
+    def subject(self) -> str:
+        return f"{NAMES[self.best]} of {_checkpoint(self.results)}"
+
+
+class _OneDirection(_Sentences):
+    """Sentences about a single set of train domains."""
+
+    def __init__(self, results: Mapping[str, Any], best: str) -> None:
+        super().__init__(results, best)
+        self.direction = results["directions"][0]
+        self.row = next(row for row in results["summary"] if row["strategy"] == best)
+        self.role = "in_domain" if self.tested(self.direction, "in_domain") else "shifted"
+        self.home = self._named(self.tested(self.direction, self.role), self.role)
+
+    def _against(self, other: str, question: str) -> Mapping[str, Any] | None:
+        """``best`` against ``other`` at home; elsewhere, where no train domain is tested."""
+        return self.compared(self.direction, question, self.best, other, self.role)
 
     def cheap_baseline(self) -> Iterable[str]:
         found = self._against("tfidf", "control")
         if found is None or found["verdict"] == "helps":
             return
+        best, bag = NAMES[self.best], NAMES["tfidf"]
         if found["verdict"] == "too few examples":
-            yield f"there are too few test examples to say whether {NAMES[self.best]} beats {NAMES['tfidf']}."
+            yield f"there are too few test examples to say whether {best} beats {bag}."
         elif found["verdict"] == "hurts":
-            yield (
-                f"{NAMES['tfidf']} is better than {NAMES[self.best]} on {self._home()}, by "
-                f"{_size(self.results, _turned(found))}: a transformer does not pay here."
-            )
+            size = self.size(_turned(found))
+            yield f"{bag} is better than {best} on {self.home}, by {size}: a transformer does not pay here."
         else:
-            yield (
-                f"there is no evidence that {NAMES[self.best]} beats {NAMES['tfidf']} on {self._home()}: it differs by "
-                f"{_size(self.results, found)}."
-            )
+            yield f"there is no evidence that {best} beats {bag} on {self.home}: the difference is {self.size(found)}."
 
     def gain(self) -> Iterable[str]:
-        subject = f"{NAMES[self.best]} of {_checkpoint(self.results)}"
-        found, other = None, ""
-        for other in REFERENCES:
-            found = self._against(other, "control")
-            if found is not None:
-                break
-        value = self.row["in_domain_mean"] if self.tested_at_home else self.row["shifted_mean"]
-        reached = f"{format_value(self.results['metric'], value)} {metric_words(self.results['metric'])}"
+        value = self.row[f"{self.role}_mean"]
+        words = metric_words(self.metric)
+        if value is None:
+            yield f"{self.subject()} has no defined {words} on {self.home}."
+            return
+        reached = f"{format_value(self.metric, value)} {words}"
+        compared = ((other, self._against(other, "control")) for other in REFERENCES)
+        other, found = next(((other, found) for other, found in compared if found is not None), ("", None))
         if found is None:
-            yield f"{subject} reaches {reached} on {self._home()}; no control was run to compare it with."
+            yield f"{self.subject()} reaches {reached} on {self.home}; no control stands beside it."
+        elif other == "tfidf" and found["verdict"] != "helps":  # which the first sentence has said
+            yield f"{self.subject()} reaches {reached} there."
         elif found["verdict"] == "too few examples":
-            yield f"{subject} reaches {reached} on {self._home()}: too few test examples for a conclusion."
-        elif found["verdict"] == "no evidence":
-            yield (
-                f"{subject} reaches {reached} on {self._home()}, with no evidence of a difference from {NAMES[other]} "
-                f"({_size(self.results, found)})."
-            )
+            yield f"{self.subject()} reaches {reached} on {self.home}: too few test examples for a conclusion."
+        elif found["verdict"] != "no evidence":
+            against = "over" if found["verdict"] == "helps" and self.rises else "against"
+            end = f"reaching {reached if self.rises else format_value(self.metric, value)}"
+            yield f"{self.subject()} {self.moves(found)} {against} {NAMES[other]} on {self.home}, {end}."
         else:
-            verb = "gains" if found["verdict"] == "helps" else "loses"
-            against = "over" if verb == "gains" else "against"
-            size = _size(self.results, found if verb == "gains" else _turned(found))
-            yield f"{subject} {verb} {size} {against} {NAMES[other]} on {self._home()}, reaching {reached}."
+            yield (
+                f"{self.subject()} reaches {reached} on {self.home}, with no evidence of a difference from "
+                f"{NAMES[other]} ({self.signed(found)})."
+            )
 
     def others(self) -> Iterable[str]:
-        better: list[str] = []
-        worse: list[str] = []
-        equal: list[str] = []
+        found_by_verdict: dict[str, list[str]] = {}
         for name in self.results["strategies"]:
             found = self._against(name, "strategies") if name != self.best else None
-            if found is None or found["verdict"] == "too few examples":
-                continue
-            words = f"{NAMES[name]} ({_size(self.results, _turned(found))})"
-            {"helps": worse, "hurts": better, "no evidence": equal}[found["verdict"]].append(words)
+            if found is not None and found["verdict"] != "too few examples":
+                turned = _turned(found)
+                words = f"{NAMES[name]} ({self.signed(turned)})"
+                found_by_verdict.setdefault(turned["verdict"], []).append(words)
         parts = []
-        if better:
-            parts.append(f"better on the test examples: {_listed(better)}")
-        if equal:
+        if "helps" in found_by_verdict:
+            parts.append(f"better on the test examples: {_listed(found_by_verdict['helps'])}")
+        if "no evidence" in found_by_verdict:
+            equal = found_by_verdict["no evidence"]
             parts.append(f"no evidence that {_listed(equal)} {'is' if len(equal) == 1 else 'are'} better or worse")
-        if worse:
-            parts.append(f"worse: {_listed(worse)}")
+        if "hurts" in found_by_verdict:
+            parts.append(f"worse: {_listed(found_by_verdict['hurts'])}")
         if parts:
-            yield f"it was chosen on in-domain validation; {'; '.join(parts)}."
+            was_validated = self.row["validation"] is not None
+            why = "was chosen on in-domain validation" if was_validated else "was named first, nothing being validated"
+            yield f"it {why}; {'; '.join(parts)}."
 
     def shift(self) -> Iterable[str]:
+        shifted = self.tested(self.direction, "shifted")
         found = next((c for c in self.results["comparisons"] if c["question"] == "shift" and c["a"] == self.best), None)
-        if found is None:
-            if not self.results["comparisons"] or self.row["shifted_mean"] is None:
-                yield "no shifted domain was scored, so nothing is known about the loss outside the train domains."
-            return
-        worst = self.row["worst_domain"]
-        score = next(
-            (
-                s
-                for s in self.results["scores"]
-                if s["strategy"] == self.best
-                and s["seed"] is None
-                and s["domain"] == worst
-                and s["metric"] == self.results["metric"]
-                and not s["target_examples"]
-            ),
-            None,
-        )
-        tail = f", worst on {worst} ({format_value(self.results['metric'], score['value'])})" if score else ""
-        size = _size(self.results, _turned(found))
-        if found["verdict"] == "hurts":
-            yield f"outside its train domains it loses {size} on average{tail}."
-        elif found["verdict"] == "helps":
-            yield f"outside its train domains it scores higher, by {_size(self.results, found)}{tail}."
+        outside = f"outside its train {'domain' if len(self.direction['train_domains']) == 1 else 'domains'}"
+        if not shifted:
+            yield f"no shifted domain was scored: nothing is known of a loss {outside}."
+        elif found is None:
+            return  # no train domain was scored to compare with
         elif found["verdict"] == "too few examples":
-            yield "there are too few test examples to say what is lost outside the train domains."
+            yield f"there are too few test examples to say what is lost {outside}."
+        elif found["difference"] is None:
+            yield f"the loss {outside} is undefined."
+        elif found["verdict"] == "no evidence":
+            gap = self.size(_turned(found))
+            yield f"there is no evidence of a loss {outside}: the gap is {gap}{self._worst(shifted)}."
         else:
-            yield f"no evidence of a loss outside its train domains: the gap is {size}{tail}."
+            mean = " on average" if len(shifted) > 1 else ""
+            if self.rises:
+                moves = f"it {self.moves(found)}"
+            else:
+                size = self.size(found if found["verdict"] == "helps" else _turned(found))
+                verb = "falls" if found["verdict"] == "helps" else "rises"
+                moves = f"its {metric_words(self.metric)} {verb} by {size}"
+            yield f"{outside} {moves}{mean}{self._worst(shifted)}."
 
-    def _home(self) -> str:
-        return _listed(self.domains) if self.tested_at_home else "the shifted domains"
+    def _worst(self, shifted: Sequence[str]) -> str:
+        """The shifted domain with the worst score, of those with enough examples for a verdict."""
+        scores = {
+            score["domain"]: score["value"]
+            for score in self.results["scores"]
+            if (score["strategy"], score["seed"], score["metric"]) == (self.best, None, self.metric)
+            and score["domain"] in shifted
+            and not score["target_examples"]
+            and score["value"] is not None
+            and score["count"] >= FEWEST_EXAMPLES
+        }
+        if not scores:
+            return ""
+        worst = (min if self.rises else max)(scores, key=lambda domain: scores[domain])
+        value = format_value(self.metric, scores[worst])
+        return f", worst on {worst} ({value})" if len(shifted) > 1 else f", with {value} on {worst}"
+
+    @staticmethod
+    def _named(domains: Sequence[str], role: str) -> str:
+        if len(domains) <= MOST_LISTED:
+            return _listed(domains)
+        return f"its {len(domains)} train domains" if role == "in_domain" else f"{len(domains)} shifted domains"
 
 
-class _ManyDirections:
+class _ManyDirections(_Sentences):
     """Sentences about several sources, counting them."""
 
     def __init__(self, results: Mapping[str, Any], best: str) -> None:
-        self.results, self.best = results, best
+        super().__init__(results, best)
+        self.directions = results["directions"]
+        is_single = all(len(direction["train_domains"]) == 1 for direction in self.directions)
+        self.source, self.inside = (
+            ("domain", "its train domain") if is_single else ("set of domains", "its train domains")
+        )
 
-    def _counts(self, other: str, question: str, place: str) -> dict[str, int]:
-        verdicts = []
-        for item in self.results["comparisons"]:
-            if item["question"] == question and item["domain"] == place:
-                if (item["a"], item["b"]) == (self.best, other):
-                    verdicts.append(item["verdict"])
-                elif (item["a"], item["b"]) == (other, self.best):
-                    verdicts.append(_turned(item)["verdict"])
-        return {word: verdicts.count(word) for word in ("helps", "hurts", "no evidence", "too few examples")}
+    def _counts(self, other: str, question: str, role: str) -> Counter[str]:
+        """How often each verdict was given on ``best`` against ``other``."""
+        found = (self.compared(direction, question, self.best, other, role) for direction in self.directions)
+        return Counter(item["verdict"] for item in found if item is not None)
 
     def cheap_baseline(self) -> Iterable[str]:
-        counts = self._counts("tfidf", "control", "in-domain")
-        total = sum(counts.values())
-        if total and counts["helps"] <= total / 2:
-            yield (
-                f"{NAMES[self.best]} beats {NAMES['tfidf']} in the domain itself for only {counts['helps']} of "
-                f"{total} sources, and loses to it for {counts['hurts']}."
-            )
+        counts = self._counts("tfidf", "control", "in_domain") or self._counts("tfidf", "control", "shifted")
+        total = counts.total()
+        best, bag = NAMES[self.best], NAMES["tfidf"]
+        if total and counts["too few examples"] == total:
+            yield f"there are too few test examples to say whether {best} beats {bag}."
+        elif total and counts["helps"] <= total / 2:
+            number = f"only {counts['helps']}" if counts["helps"] else "none"
+            lost = f", and loses to it for {counts['hurts']}" if counts["hurts"] else ""
+            yield f"in {self.inside} {best} beats {bag} for {number} of {total} sources{lost}."
 
     def gain(self) -> Iterable[str]:
-        means = {role: self._mean(role) for role in ("in_domain_mean", "shifted_mean")}
-        words = [
-            f"{format_value(self.results['metric'], value)} {place}"
-            for value, place in (
-                (means["in_domain_mean"], "in the domain itself"),
-                (means["shifted_mean"], "elsewhere"),
-            )
-            if value is not None
+        words, number = metric_words(self.metric), len(self.directions)
+        values = {role: self._mean(f"{role}_mean") for role in ("in_domain", "shifted")}
+        places = {"in_domain": f"in {self.inside}", "shifted": "elsewhere"}
+        reached = [
+            f"{format_value(self.metric, values[role])} {places[role]}" for role in values if values[role] is not None
         ]
-        metric = metric_words(self.results["metric"])
-        yield (
-            f"{NAMES[self.best]} of {_checkpoint(self.results)}, trained on {len(self.results['directions'])} sources "
-            f"in turn, reaches {' and '.join(words)} ({metric}, mean over sources)."
-        )
+        source = f"each of {number} domains" if self.source == "domain" else f"each of {number} sets of domains"
+        if reached:
+            yield f"{self.subject()}, trained on {source}, reaches a mean {words} of {' and '.join(reached)}."
+        else:
+            yield f"{self.subject()}, trained on {source}, has no defined mean {words}."
 
     def others(self) -> Iterable[str]:
         parts = []
         for name in (*self.results["strategies"], *self.results["controls"]):
             question = "control" if name in self.results["controls"] else "strategies"
-            counts = self._counts(name, question, "shifted domains")
-            total = sum(counts.values())
-            if name != self.best and total:
-                parts.append(f"{NAMES[name]} for {counts['helps']} of {total} (worse for {counts['hurts']})")
+            counts = self._counts(name, question, "shifted")
+            if name != self.best and counts:
+                worse = f" (worse for {counts['hurts']})" if counts["hurts"] else ""
+                parts.append(f"{NAMES[name]} for {counts['helps']} of {counts.total()} sources{worse}")
         if parts:
-            yield f"on other domains it is better than {_listed(parts)}."
+            yield f"elsewhere it is better than {_listed(parts)}."
 
     def shift(self) -> Iterable[str]:
         found = [c for c in self.results["comparisons"] if c["question"] == "shift" and c["a"] == self.best]
-        losses = sum(item["verdict"] == "hurts" for item in found)
         in_domain, shifted = self._mean("in_domain_mean"), self._mean("shifted_mean")
-        if found and in_domain is not None and shifted is not None:
-            sign = 1 if self.results["higher_is_better"] else -1
-            loss = format_difference(self.results["metric"], sign * (in_domain - shifted))
+        if not found or in_domain is None or shifted is None:
+            return
+        verdicts = Counter(item["verdict"] for item in found)
+        gap = format_difference(self.metric, (in_domain - shifted) if self.rises else (shifted - in_domain))
+        outside = f"outside {self.inside}"
+        if verdicts["hurts"]:
+            gains = f", a gain for {verdicts['helps']}" if verdicts["helps"] else ""
             yield (
-                f"outside its train domain it loses {loss} on average, beyond noise for {losses} of "
-                f"{len(found)} sources."
+                f"{outside} there is a loss beyond noise for {verdicts['hurts']} of {len(found)} sources{gains}; "
+                f"the mean gap is {gap}."
             )
+        elif verdicts["too few examples"] == len(found):
+            yield f"there are too few test examples to say what is lost {outside}."
+        else:
+            yield f"there is no evidence of a loss {outside} for any of {len(found)} sources: the mean gap is {gap}."
 
     def _mean(self, field: str) -> float | None:
         values = [row[field] for row in self.results["summary"] if row["strategy"] == self.best]
         return float(np.mean(values)) if values and None not in values else None
 
 
-def _target_labels(results: Mapping[str, Any], best: str) -> Iterable[str]:
+VERBS = {
+    "helps": "helps with {}",
+    "hurts": "hurts with {}",
+    "no evidence": "makes no difference beyond noise with {}",
+    "too few examples": "cannot be judged with {}, for want of test examples",
+}
+"""What adding the source does, by verdict."""
+
+
+def _target_labels(results: Mapping[str, Any], best: str | None) -> Iterable[str]:
     """Where the source helped or hurt beside labelled target examples."""
-    found = [
-        c for c in results["comparisons"] if c["question"] == "negative_transfer" and c["a"].startswith(best + ",")
-    ]
-    for domain in dict.fromkeys(item["domain"] for item in found):
+    asked = [item for item in results["comparisons"] if item["question"] == "negative_transfer"]
+    strategies = dict.fromkeys(item["a"].split(",")[0] for item in asked)
+    if not strategies:
+        return
+    name = best if best is not None and best in strategies else next(iter(strategies))
+    found = [item for item in asked if item["a"].split(",")[0] == name]
+    by_domain: dict[str, list[Mapping[str, Any]]] = {}
+    for item in found:
+        by_domain.setdefault(item["domain"], []).append(item)
+    what = "adding the source to labelled target examples" + ("" if name == best else f", with {NAMES[name]},")
+    if len(by_domain) > MOST_LISTED:
+        counts = Counter(item["verdict"] for item in found)
+        yield (
+            f"on {len(by_domain)} target domains, {what} helps in {counts['helps']} and hurts in {counts['hurts']} of "
+            f"{len(found)} comparisons."
+        )
+        return
+    for domain, items in by_domain.items():
         sizes: dict[str, list[str]] = {}
-        for item in found:
-            if item["domain"] == domain:
-                sizes.setdefault(item["verdict"], []).append(str(item["target_examples"]))
-        parts = [f"{verdict} with {_listed(counts)}" for verdict, counts in sizes.items()]
-        yield f"on {domain}, adding the source to its own labelled examples: {'; '.join(parts)}."
+        for item in items:
+            sizes.setdefault(item["verdict"], []).append(f"{item['target_examples']:,}")
+        parts = [VERBS[verdict].format(_listed(counts)) for verdict, counts in sizes.items()]
+        yield f"on {domain}, {what} {', '.join(parts)}."
 
 
 def _turned(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,19 +391,10 @@ def _turned(item: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _size(results: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    """``4.1 points (2.0 to 6.2)``."""
-    interval = format_interval({**item, "value": item["difference"]})
-    size = format_difference(results["metric"], item["difference"])
-    return f"{size} ({interval})" if interval else size
-
-
 def _checkpoint(results: Mapping[str, Any]) -> str:
-    return results["checkpoint"]["id"] or "the checkpoint"
-
-
-def _tested(results: Mapping[str, Any]) -> list[str]:
-    return list(results["data"]["test_domains"])
+    """The checkpoint's id; of one inside a Python package only the package."""
+    name = results["checkpoint"]["id"] or "the checkpoint"
+    return name.removeprefix("package:").removesuffix("/model") if name.startswith("package:") else name
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -21,7 +21,6 @@ def surest_mistakes(results_of_runs: Sequence[Mapping[str, Any]], text: Text) ->
 
     [] where predictions are not one class with a probability.
     """
-    names = text.labels.names
     if text.labels.problem != "single_label":
         return []
     shown, seen = [], set()
@@ -46,4 +45,4 @@ def surest_mistakes(results_of_runs: Sequence[Mapping[str, Any]], text: Text) ->
                         "confidence": float(confidence[i]),
                     }
                 )
-    return shown if names else []
+    return shown

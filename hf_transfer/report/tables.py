@@ -328,8 +328,8 @@ def _comparison_table(results: Results, items: Sequence[Item], name: str, title:
     what = "" if metrics or not items else f" of {metric_words(items[0]['metric'])}"
     caption = (
         f"Difference{what}: how much better the strategy is than what it stands against; in brackets "
-        f"{_intervals(results)}. p by the test named; adjusted p: Holm's correction for the number of comparisons "
-        "(Holm 1979)."
+        f"{_intervals(results)}. p by the test named; adjusted p: Holm's correction (Holm 1979) for the "
+        "number of comparisons, those of means over domains and those of single domains apart."
     )
     header = ["Strategy", "Against", "Domain", "Trained on", "Metric", "Target examples"]
     header += ["Difference", "p", "Adjusted p", "Test", "Verdict", "Examples"]
