@@ -41,7 +41,7 @@ from hf_transfer.pretrained import find_checkpoint
 from hf_transfer.records import Text
 from hf_transfer.report import print_comparison, read_results, write_json, write_text
 from hf_transfer.report.files import write_comparison, write_report
-from hf_transfer.report.results import shown_config
+from hf_transfer.report.results import shown_config, shown_text
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.sources import load_source
 from hf_transfer.tasks import TASKS
@@ -387,6 +387,7 @@ def _report(
 ) -> dict[str, Any]:
     """Join the finished runs and write the report."""
     output_dir = Path(config.output_dir)
+    failures = {name: shown_text(text, dataclasses.asdict(config)) for name, text in failures.items()}
     finished = [run for run in plan if run.name not in failures]
     if not finished:
         raise RunError(f"none of {len(plan)} runs finished: {'; '.join(failures.values())}")

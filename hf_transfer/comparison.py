@@ -21,7 +21,7 @@ from hf_transfer.config import CONTROLS, RunConfig
 from hf_transfer.errors import InputError
 from hf_transfer.metrics import find_metric
 from hf_transfer.records import Predictions
-from hf_transfer.report.answer import FEWEST_EXAMPLES, answer
+from hf_transfer.report.answer import FEWEST_EXAMPLES, MEANS, answer, family_of
 from hf_transfer.report.examples import read_examples, relabelled
 from hf_transfer.report.results import plain
 from hf_transfer.robustness import effective_robustness
@@ -42,7 +42,6 @@ WITHOUT_SEEDS = ("before", "tfidf", "majority")
 """Controls that are the same for every seed, unless the seed draws what they learn from."""
 MOST_DETAILED_DIRECTIONS = 3
 """Directions up to which each has its own calibration, confusion and curves: a matrix would drown in them."""
-MEANS = {"in_domain": "in-domain", "shifted": "shifted domains"}
 
 
 @dataclass(frozen=True)
@@ -459,11 +458,6 @@ def _comparison(
             "target_examples": setting.target_examples,
         }
     return facts | dataclasses.asdict(difference)
-
-
-def family_of(item: Mapping[str, Any]) -> tuple[str, bool]:
-    """What a comparison is corrected together with: its question, and whether it is about a mean over domains."""
-    return item["question"], item["domain"] in MEANS.values()
 
 
 def with_verdicts(found: Sequence[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:

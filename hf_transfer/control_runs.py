@@ -21,7 +21,7 @@ from hf_transfer.config import RunConfig
 from hf_transfer.controls import fit_majority, fit_tfidf
 from hf_transfer.encoding import encode
 from hf_transfer.errors import InputError
-from hf_transfer.launch import peak_memory_bytes, precision_name, start_processes
+from hf_transfer.launch import peak_memory_bytes, precision_name, reset_peak_memory, start_processes
 from hf_transfer.metrics import choose_metrics, score
 from hf_transfer.predict import predict
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
@@ -87,6 +87,7 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
     if name == "scratch":
         return adapt(scratch_config(config), text, keep_model=False, stage="scratch").results
     accelerator = start_processes(config.train, "", 1)
+    reset_peak_memory(accelerator)
     fitted = _before(config, text, accelerator) if name == "before" else _baseline(name, config, text)
     splits, labels = text.splits, fitted.labels
     metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))

@@ -6,6 +6,8 @@ import copy
 import os
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,6 +131,17 @@ def precision_name(accelerator: Accelerator) -> str:
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def reset_peak_memory(accelerator: Accelerator) -> None:
+    """Let ``peak_memory_bytes`` start anew, so that each of several runs in one process gets its own.
+
+    What earlier runs hold on to still counts. Where the system has no such switch, the peak is the process's.
+    """
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    with suppress(OSError):  # Linux alone has the file, and a sandbox may forbid it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory_bytes(accelerator: Accelerator) -> int:

@@ -30,6 +30,7 @@ from hf_transfer.launch import (
     make_shell,
     peak_memory_bytes,
     precision_name,
+    reset_peak_memory,
     start_processes,
     whole_model,
 )
@@ -121,6 +122,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)
     adapted = apply_strategy(pretrained, config.adapt)
     accelerator = start_processes(config.train, found.model_type, len(adapted.stages))
+    reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
     functions = bind(task, labels, pretrained.tokenizer, config.train.label_smoothing)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from hf_transfer import launch
 from hf_transfer.config import TrainConfig
@@ -126,3 +127,16 @@ def test_peak_memory_on_a_cpu_is_that_of_the_process_in_bytes():
     kibibytes = int(linux_says("/proc/self/status", "VmHWM:")[1])
     found = peak_memory_bytes(SimpleNamespace(device=torch.device("cpu")))
     assert found == pytest.approx(kibibytes * 1024, rel=0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system cannot forget a peak")
+def test_each_run_of_a_process_has_its_own_peak_of_memory():
+    accelerator = Accelerator(cpu=True)
+    launch.reset_peak_memory(accelerator)
+    before = launch.peak_memory_bytes(accelerator)
+    held = torch.ones(50_000_000)  # 200 MB
+    with_it = launch.peak_memory_bytes(accelerator)
+    assert with_it > before + 150_000_000
+    del held
+    launch.reset_peak_memory(accelerator)
+    assert launch.peak_memory_bytes(accelerator) < with_it - 150_000_000

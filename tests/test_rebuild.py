@@ -263,12 +263,15 @@ def test_a_comparison_and_a_later_run_are_joined(compared, tmp_path):
     assert [run["status"] for run in results["runs"]].count("failed") == 1
 
 
-def test_two_comparisons_are_joined_with_what_each_knows(compared, tmp_path):
+@pytest.mark.parametrize("reported", [False, True])
+def test_two_comparisons_are_joined_with_what_each_knows(compared, tmp_path, reported):
     folder, joined = compared
     other = tmp_path / "other"
     write_run(other / "runs" / "probe-s0", run_of("probe"))
     write_json(other / "plan.json", [facts("probe", 0), facts("probe", 1)])
     (other / "config.yaml").write_text(json.dumps(CONFIG | {"seed": 9}))
+    if reported:
+        rebuild_report([other])
     results, _ = rebuild_report([folder, other], tmp_path / "all")
     assert results["strategies"] == [*joined["strategies"], "probe"]
     assert results["config"] == CONFIG, "of the first"

@@ -26,6 +26,8 @@ REFERENCES = ("scratch", "before", "tfidf", "majority")
 
 FEWEST_EXAMPLES = 30
 """Test examples of a domain below which no verdict is given: an interval of 29 is some 30 points wide."""
+MEANS = {"in_domain": "in-domain", "shifted": "shifted domains"}
+"""What comparisons call the domains of a role together."""
 MOST_LISTED = 3
 """Domains up to which a sentence names them; more are counted."""
 
@@ -74,6 +76,11 @@ def best_strategy(results: Mapping[str, Any]) -> str | None:
     return max(trained, key=mean, default=None)
 
 
+def family_of(item: Mapping[str, Any]) -> tuple[str, bool]:
+    """What a comparison is corrected together with: its question, and whether it is about a mean over domains."""
+    return item["question"], item["domain"] in MEANS.values()
+
+
 class _Sentences:
     """What both kinds of answer need."""
 
@@ -87,8 +94,7 @@ class _Sentences:
     ) -> Mapping[str, Any] | None:
         """``a`` against ``b`` on the domains of ``role`` together, whichever way it was put; None where it was not."""
         own = self.tested(direction, role)
-        together = "in-domain" if role == "in_domain" else "shifted domains"
-        for place in (together, own[0]) if len(own) == 1 else (together,):
+        for place in (MEANS[role], own[0]) if len(own) == 1 else (MEANS[role],):
             for item in self.results["comparisons"]:
                 if (item["question"], item["direction"], item["domain"]) == (question, direction["name"], place):
                     if (item["a"], item["b"]) == (a, b):
@@ -112,7 +118,7 @@ class _Sentences:
             return ""
         level, self.level = self.level, ""
         if item["verdict"] == "no evidence" and (item["low"] > 0 or item["high"] < 0):
-            others = [c for c in self.results["comparisons"] if c["question"] == item["question"]]
+            others = [other for other in self.results["comparisons"] if family_of(other) == family_of(item)]
             count = sum(other["p_adjusted"] is not None for other in others)
             return f"{level}{interval}, not beyond luck among {count:,} comparisons"
         return level + interval

@@ -138,6 +138,11 @@ def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def shown_text(text: str, config: Mapping[str, Any]) -> str:
+    """``text`` with the absolute paths of ``config`` shortened as ``shown_config`` does."""
+    return _replace_all(text, _shorten_places(plain(config)))
+
+
 def describe_training(log: Path, history: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Loss and validation by step, for curves; the loss as means over at most ``CURVE_POINTS`` stretches of the log."""
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
