@@ -506,7 +506,7 @@ def test_the_console_tells_gap_artefact_and_report():
     text = printed(make_results(), 160)
     assert "7.4 points worse on shifted domains (mean accuracy 87.5% to 80.1%); worst: apps" in text
     assert "runs/text_cls/model (full; proved: loads in a fresh process, same outputs)" in text
-    assert "runs/text_cls/report.md" in text
+    assert "runs/text_cls/report.html" in text
     unproved = make_results(artefact=Artefact("full", "model", False, NAN, 10))
     assert "NOT PROVED" in printed(unproved, 160)
 
@@ -522,7 +522,7 @@ def test_the_console_names_no_worst_domain_where_every_score_is_undefined():
 def test_the_console_puts_the_given_folder_before_its_paths():
     console = Console(width=160, file=io.StringIO())
     print_results(make_results(), console, output_dir="/somewhere/else")
-    assert "/somewhere/else/report.md" in console.file.getvalue()
+    assert "/somewhere/else/report.html" in console.file.getvalue()
 
 
 def test_the_console_says_where_a_gap_does_not_apply():

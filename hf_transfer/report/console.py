@@ -51,7 +51,7 @@ def print_results(
     lines = {
         "Gap": _gap_line(results),
         "Artefact": _artefact_line(results, folder),
-        "Report": str(folder / "report.md"),
+        "Report": str(folder / "report.html"),
     }
     if shown < len(extras):
         lines["Not shown"] = ", ".join(header for header, _ in extras[shown:]) + ": see the report"
