@@ -152,7 +152,7 @@ class AdaptConfig:
     lora_use_rslora: bool = False
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023), so that large ranks keep learning."""
     lora_init: str = "default"
-    """Initialisation handed to PEFT: default, gaussian, orthogonal, pissa, pissa_niter_K, olora."""
+    """Initialisation handed to PEFT: default, gaussian, orthogonal, pissa, pissa_niter_K, olora, mica, eva, corda."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
@@ -161,10 +161,11 @@ class AdaptConfig:
             found.append(f"--adapt.lora_alpha must be over 0, found {self.lora_alpha}: try twice the rank.")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"--adapt.lora_dropout must lie in [0, 1), found {self.lora_dropout}: try 0.05.")
-        if not re.fullmatch(r"default|gaussian|orthogonal|pissa|pissa_niter_\d+|olora", self.lora_init):
+        if not re.fullmatch(r"default|gaussian|orthogonal|pissa|pissa_niter_\d+|olora|mica|eva|corda", self.lora_init):
             found.append(
                 f"--adapt.lora_init {self.lora_init} is not known: use default, gaussian, orthogonal, pissa, "
-                "pissa_niter_16 or olora (eva, corda and lora-ga need a pass over data and are not supported)."
+                "pissa_niter_16, olora, mica, eva or corda (loftq is for quantised models, lora-ga learns before it "
+                "starts; neither is supported)."
             )
         if self.head_first and self.strategy == "probe":
             found.append("--adapt.head_first does nothing with --adapt.strategy probe: choose freeze, lora or full.")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import concatenate_datasets, disable_progress_bars
+import torch
+from datasets import Dataset, concatenate_datasets, disable_progress_bars
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.artefact import save_artefact
@@ -53,12 +54,14 @@ from hf_transfer.report.files import write_report
 from hf_transfer.report.results import describe_training
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.shift import predictions_by_role, score_test
-from hf_transfer.tasks import TASKS, bind
+from hf_transfer.tasks import TASKS, TaskFunctions, bind
 from hf_transfer.text import read_text
 from hf_transfer.train import Chooser, plan_stages, train
 
 PROOF_EXAMPLES = 8
 """Train texts whose logits the proof of the artefact compares."""
+SAMPLE_EXAMPLES, SAMPLE_BATCH = 256, 16
+"""Train examples that an initialisation may look at, and how many at once."""
 TIMED_EXAMPLES = 256
 """Test examples, spread over all domains, by which the speed of a model is measured that was not used itself."""
 
@@ -120,11 +123,11 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
     pretrained = load_pretrained(config.model, found, task.auto_class, task.head(labels), keeps_head, config.seed)
     encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)
-    adapted = apply_strategy(pretrained, config.adapt)
+    functions = bind(task, labels, pretrained.tokenizer, config.train.label_smoothing)
+    adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
     accelerator = start_processes(config.train, found.model_type, len(adapted.stages))
     reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
-    functions = bind(task, labels, pretrained.tokenizer, config.train.label_smoothing)
 
     def predict_rows(rows: Any, model: Any) -> Predictions:
         return predict(model, rows, functions, accelerator, config.evaluate.tokens_per_batch)
@@ -202,6 +205,13 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         )
     accelerator.wait_for_everyone()
     return RunResult(results, shift, predictions, output_dir)
+
+
+def _sample_inputs(rows: Dataset, functions: TaskFunctions, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Inputs of ``SAMPLE_EXAMPLES`` train rows drawn by ``seed``, in batches of ``SAMPLE_BATCH``."""
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:SAMPLE_EXAMPLES]
+    for start in range(0, len(drawn), SAMPLE_BATCH):
+        yield functions.make_batch(rows[drawn[start : start + SAMPLE_BATCH]]).inputs
 
 
 def _predict_seconds(encoded: EncodedSplits, predict_rows: Callable[[Any], Predictions]) -> float:

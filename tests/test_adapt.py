@@ -442,3 +442,29 @@ def test_an_adapter_holds_a_kept_head_beside_a_new_pooler(tmp_path):
     assert saved_by(adapted) == {f"{m}.{k}" for m in ("classifier", "bert.pooler.dense") for k in ("weight", "bias")}
     learning = {name for name in adapted.summary.names if "lora_" not in name}
     assert learning == set(adapted.head_names) and len(learning) == 4, "all of it learns at the head's rate"
+
+
+@pytest.mark.parametrize("init", ["eva", "corda"])
+def test_an_initialisation_that_looks_at_data_is_refused_without_any(folders, init):
+    with pytest.raises(InputError, match=f"--adapt.lora_init {init}: PEFT refuses it: it looks at train examples"):
+        apply_strategy(copy_of(folders["bert"]), AdaptConfig(strategy="lora", lora_init=init))
+
+
+def test_eva_starts_from_the_main_directions_of_the_activations(folders):
+    """Against a singular value decomposition of what goes into the first query projection, over real tokens."""
+    pretrained = copy_of(folders["bert"])
+    inputs = {"input_ids": torch.randint(5, 40, (64, 12)), "attention_mask": torch.ones(64, 12, dtype=torch.long)}
+    seen = []
+    query = pretrained.model.bert.encoder.layer[0].attention.self.query
+    hook = query.register_forward_hook(lambda module, given, output: seen.append(given[0].detach()))
+    pretrained.model.eval()
+    with torch.no_grad():
+        pretrained.model(**inputs)
+    hook.remove()
+    states = seen[0].reshape(-1, seen[0].shape[-1])
+    directions = torch.linalg.svd(states - states.mean(0))[2][:2]  # PEFT's are those of an incremental PCA
+    adapt = AdaptConfig(strategy="lora", lora_init="eva", lora_rank=2, lora_targets="query")
+    adapted = apply_strategy(pretrained, adapt, lambda: [inputs])
+    first = next(p for name, p in adapted.model.named_parameters() if "layer.0" in name and "lora_A" in name)
+    overlap = (first.detach() @ directions.T).abs()
+    assert (overlap.max(dim=1).values > 0.9).all(), "random directions of 16 axes overlap by about 0.25"

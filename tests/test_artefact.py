@@ -57,7 +57,9 @@ def open_case(checkpoint: Path, labels: LabelSpace, adapt: AdaptConfig) -> tuple
     config = ModelConfig(checkpoint=str(checkpoint), dropout=0.0)
     found = find_checkpoint(config)
     pretrained = load_pretrained(config, found, TASK.auto_class, TASK.head(labels), False, seed=3)
-    return pretrained, apply_strategy(pretrained, adapt)
+    return pretrained, apply_strategy(
+        pretrained, adapt, lambda: [dict(pretrained.tokenizer(list(TEXTS), padding=True, return_tensors="pt"))]
+    )
 
 
 def metadata_of(pretrained: Pretrained, labels: LabelSpace) -> dict:
@@ -181,6 +183,9 @@ def test_peft_alone_would_lose_the_new_pooler(tmp_path):
         {"lora_init": "olora"},
         {"lora_init": "gaussian"},
         {"lora_init": "orthogonal"},
+        {"lora_init": "mica"},
+        {"lora_init": "eva"},
+        {"lora_init": "corda"},
         {"lora_bias": "lora_only"},
         {"lora_targets": "attention"},
         {"lora_targets": "query,value", "head_first": True},

@@ -86,7 +86,7 @@ IMPOSSIBLE = [
     ("adapt", {"lora_alpha": 0.0}, "--adapt.lora_alpha must be over 0, found 0.0"),
     ("adapt", {"lora_alpha": INF}, "--adapt.lora_alpha must be over 0, found inf"),
     ("adapt", {"lora_dropout": -0.1}, "--adapt.lora_dropout must lie in [0, 1), found -0.1"),
-    ("adapt", {"lora_init": "eva"}, "--adapt.lora_init eva is not known"),
+    ("adapt", {"lora_init": "loftq"}, "--adapt.lora_init loftq is not known"),
     ("adapt", {"strategy": "probe", "head_first": True}, "--adapt.head_first does nothing with --adapt.strategy probe"),
     ("adapt", {"head_first": True, "head_first_epochs": 0.0}, "--adapt.head_first_epochs must be over 0, found 0.0"),
     ("adapt", {"gradual_unfreezing": True}, "--adapt.gradual_unfreezing goes with --adapt.strategy freeze, found full"),

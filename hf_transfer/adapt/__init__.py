@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hf_transfer.adapt.base import Adapted, Stage
+from hf_transfer.adapt.base import Adapted, SampleInputs, Stage, no_sample
 from hf_transfer.adapt.freeze import apply_freeze
 from hf_transfer.adapt.full import apply_full
 from hf_transfer.adapt.lora import apply_lora
@@ -10,7 +10,7 @@ from hf_transfer.adapt.probe import apply_probe
 from hf_transfer.config import AdaptConfig
 from hf_transfer.records import Pretrained
 
-STRATEGY_FUNCTIONS: dict[str, Callable[[Pretrained, AdaptConfig], Adapted]] = {
+STRATEGY_FUNCTIONS: dict[str, Callable[[Pretrained, AdaptConfig, SampleInputs], Adapted]] = {
     "probe": apply_probe,
     "freeze": apply_freeze,
     "lora": apply_lora,
@@ -18,9 +18,12 @@ STRATEGY_FUNCTIONS: dict[str, Callable[[Pretrained, AdaptConfig], Adapted]] = {
 }
 
 
-def apply_strategy(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
-    """Make ``pretrained.model`` ready to be trained as ``adapt`` says; the model is changed in place or wrapped."""
-    return STRATEGY_FUNCTIONS[adapt.strategy](pretrained, adapt)
+def apply_strategy(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: SampleInputs = no_sample) -> Adapted:
+    """Make ``pretrained.model`` ready to be trained as ``adapt`` says; the model is changed in place or wrapped.
+
+    ``sample_inputs`` gives inputs of train examples to initialisations that look at data (LoRA's eva and corda).
+    """
+    return STRATEGY_FUNCTIONS[adapt.strategy](pretrained, adapt, sample_inputs)
 
 
 __all__ = ["Adapted", "Stage", "apply_strategy"]

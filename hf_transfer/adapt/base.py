@@ -6,13 +6,21 @@ A transformer is seen as *embeddings*, a stack of *layers*, the *rest* of its bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from hf_transfer.records import Pretrained, TrainableSummary
+
+SampleInputs = Callable[[], Iterable[Mapping[str, torch.Tensor]]]
+"""Makes inputs of some train examples, batch by batch, for what looks at data before it learns."""
+
+
+def no_sample() -> Iterable[Mapping[str, torch.Tensor]]:
+    """No inputs, where nothing is to look at them."""
+    return ()
 
 
 @dataclass(frozen=True)

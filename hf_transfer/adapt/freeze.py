@@ -8,13 +8,22 @@ from dataclasses import replace
 
 from torch import nn
 
-from hf_transfer.adapt.base import Adapted, Parts, Stage, find_parts, make_adapted, with_head_first
+from hf_transfer.adapt.base import (
+    Adapted,
+    Parts,
+    SampleInputs,
+    Stage,
+    find_parts,
+    make_adapted,
+    no_sample,
+    with_head_first,
+)
 from hf_transfer.config import AdaptConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import Pretrained
 
 
-def apply_freeze(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
+def apply_freeze(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: SampleInputs = no_sample) -> Adapted:
     """Freeze what ``adapt.freeze`` says; frozen parts run in eval mode.
 
     With ``gradual_unfreezing`` (Howard and Ruder 2018, section 3.3) the first epoch trains the head, and each further

@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_transfer.adapt.base import Adapted, Parts, Stage, find_parts, make_adapted, new_modules, with_head_first
+from hf_transfer.adapt.base import (
+    Adapted,
+    Parts,
+    SampleInputs,
+    Stage,
+    find_parts,
+    make_adapted,
+    new_modules,
+    no_sample,
+    with_head_first,
+)
 from hf_transfer.config import AdaptConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import Pretrained
@@ -28,13 +38,17 @@ ATTENTION = re.compile(
 INSIDE_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*|\w*Attention\w*)(\.|$)")
 
 
-def apply_lora(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
+def apply_lora(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: SampleInputs = no_sample) -> Adapted:
     """Wrap the model for LoRA (Hu 2022) with targets found in its module tree.
 
+    Args:
+        sample_inputs: what the initialisations eva (Paischer 2024) and corda (Yang 2024) look at.
+
     Raises:
-        InputError: targets that no linear layer of the body matches.
+        InputError: targets that no linear layer of the body matches, or an initialisation that PEFT refuses.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import EvaConfig, LoraConfig
+    from peft.tuners.lora.config import CordaConfig
 
     parts = find_parts(pretrained)
     targets = find_targets(pretrained.model, parts, adapt.lora_targets)
@@ -48,6 +62,9 @@ def apply_lora(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
         use_dora=adapt.lora_use_dora,
         use_rslora=adapt.lora_use_rslora,
         init_lora_weights=True if adapt.lora_init == "default" else adapt.lora_init,
+        # ranks are not moved from layer to layer: the flag promises one rank
+        eva_config=EvaConfig(rho=1.0) if adapt.lora_init == "eva" else None,
+        corda_config=CordaConfig() if adapt.lora_init == "corda" else None,
         target_modules=targets,
         modules_to_save=list(saved),
         fan_in_fan_out=_uses_conv1d(pretrained.model, targets),
@@ -55,7 +72,10 @@ def apply_lora(pretrained: Pretrained, adapt: AdaptConfig) -> Adapted:
     )
     with warnings.catch_warnings():  # PiSSA and OLoRA change the base: save_adapter undoes that
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-        wrapped = get_peft_model(pretrained.model, config)
+        try:
+            wrapped = _wrap(pretrained.model, config, sample_inputs)
+        except (ValueError, IndexError, RuntimeError) as error:  # unknown to this PEFT, too high a rank, odd layers
+            raise InputError(f"--adapt.lora_init {adapt.lora_init}: PEFT refuses it: {error}") from None
     head = _copies_of(wrapped, saved)
     trained = tuple(p for p in wrapped.parameters() if p.requires_grad)
     parts = Parts(
@@ -118,12 +138,41 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
     )
 
 
+def _wrap(model: Any, config: Any, sample_inputs: SampleInputs) -> Any:
+    """``model`` with LoRA beside its targets, after a look at data where the initialisation wants one."""
+    from peft import get_peft_model, initialize_lora_eva_weights
+    from peft.tuners.lora.corda import preprocess_corda
+
+    looks = config.init_lora_weights in ("eva", "corda")
+    device = next(model.parameters()).device
+    batches = [{name: t.to(device) for name, t in batch.items()} for batch in sample_inputs()] if looks else []
+    if looks and not batches:
+        raise ValueError("it looks at train examples, and none were given")
+    was_training = model.training
+    if config.init_lora_weights == "corda":
+
+        def run_model() -> None:
+            with torch.no_grad():
+                for batch in batches:
+                    for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+                        # PEFT's hook takes one text at a time; padding would count as data
+                        model(**{name: t[i : i + 1, :length] for name, t in batch.items()})
+
+        model.eval()
+        preprocess_corda(model, config, run_model)
+    wrapped = get_peft_model(model, config)
+    if config.init_lora_weights == "eva":
+        wrapped.eval()
+        initialize_lora_eva_weights(wrapped, batches, gather_distributed_inputs=False, show_progress_bar=False)
+    return wrapped.train(was_training)
+
+
 def _initial_update(wrapped: Any, init: str) -> dict[str, torch.Tensor]:
     """The untrained A and B of initialisations that take their product out of the base's weights; else {}.
 
     Saved as it stands, such an adapter would fit only a base changed in the same way (see ``save_adapter``).
     """
-    if not init.startswith(("pissa", "olora")):
+    if not init.startswith(("pissa", "olora", "corda")):
         return {}
     from peft import get_peft_model_state_dict
 
@@ -157,7 +206,7 @@ def save_adapter(
     if initial_update:
         config.r *= 2
         config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
-        config.init_lora_weights = True
+    config.init_lora_weights = True  # whoever opens it needs weights, and no look at data
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
