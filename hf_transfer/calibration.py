@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
+from hf_transfer.metrics import SMALLEST_PROBABILITY
 from hf_transfer.records import Predictions
 from hf_transfer.statistics import bootstrap_counts, derived_seed
 
@@ -25,11 +26,6 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 
 CURVE_POINTS = 50
 """Most points of a risk-coverage curve: enough for a smooth line, few enough for a file."""
-
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
-"""Probabilities are raised to this before the logarithm, as in the ``log_loss`` metric: one example whose class got 0
-must not decide the temperature of all."""
-
 
 # --- temperature ---
 
@@ -81,6 +77,7 @@ def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
     """[n, classes] log p, less the largest of each row."""
+    # raised as in the metric: one example whose class got 0 must not decide the temperature of all
     logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST_PROBABILITY))
     return logits - logits.max(axis=1, keepdims=True)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.labels import as_names, read_label
+from hf_transfer.metrics import SMALLEST_PROBABILITY
 from hf_transfer.records import LabelSpace, Predictions
 from hf_transfer.statistics import derived_seed
 from hf_transfer.tasks.classification import Classification
@@ -40,7 +41,6 @@ DEFAULT_STRENGTH = {"single_label": 10.0, "multi_label": 10.0, "regression": 1.0
 
 MOST_COEFFICIENTS = 50_000_000
 """400 MB; with more classes than this allows, the rarest words go."""
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 
 Outputs = Callable[["Dataset"], np.ndarray]
 

@@ -12,12 +12,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as Grid
-from rich.text import Text
 
-from hf_transfer.report.results import one_line
+from hf_transfer.report.console import label_lines, plain_text, width_of
 from hf_transfer.report.tables import MEANS, Table, make_sections, make_warnings
 
 _SHOWN_ROWS = 20  # more scroll the answer out of sight
@@ -36,13 +34,13 @@ def print_comparison(
     console = console or Console()
     folder = Path(output_dir if output_dir is not None else results["config"].get("output_dir", "."))
     for sentence in results["answer"]:
-        console.print(Padding(_text(sentence, console), (0, 1)))
+        console.print(Padding(plain_text(sentence, console), (0, 1)))
     console.print()
     hidden = [name for table in _chosen(results) for name in _print_table(table, console)]
     lines = [("Not shown", f"{', '.join(hidden)}: see the report")] if hidden else []
     lines += [("Warning", warning) for warning in make_warnings(results)]
     lines += [("Report", str(folder / "report.html")), ("Numbers", str(folder / "results.json"))]
-    console.print(_label_lines(lines, console))
+    console.print(label_lines(lines, console))
 
 
 def _chosen(results: Mapping[str, Any]) -> list[Table]:
@@ -71,7 +69,9 @@ def _print_table(table: Table, console: Console) -> list[str]:
     """Print what fits of ``table``; return the names of what does not."""
     columns = len(table.header)
     # a comparison without its verdict says nothing: there names fold instead
-    while table.name not in _FEWER and columns > 2 and _width(_grid(table, columns, console), console) > console.width:
+    while (
+        table.name not in _FEWER and columns > 2 and width_of(_grid(table, columns, console), console) > console.width
+    ):
         columns -= 1
     console.print(_grid(table, columns, console))
     hidden = list(table.header[columns:])
@@ -86,26 +86,9 @@ def _grid(table: Table, columns: int, console: Console) -> Grid:
     for name, side in zip(table.header[:columns], table.alignment, strict=False):
         # names fold rather than being cut: one that cannot be told from another is worse than a second line
         widest = None if side == "right" else max(12, console.width // 4)
-        grid.add_column(_text(name, console), justify=side, no_wrap=side == "right", overflow="fold", max_width=widest)
+        grid.add_column(
+            plain_text(name, console), justify=side, no_wrap=side == "right", overflow="fold", max_width=widest
+        )
     for row in table.rows[:_SHOWN_ROWS]:
-        grid.add_row(*(_text(cell, console) for cell in row[:columns]))
+        grid.add_row(*(plain_text(cell, console) for cell in row[:columns]))
     return grid
-
-
-def _label_lines(lines: Sequence[tuple[str, str]], console: Console) -> Padding:
-    grid = Grid.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="bold")
-    grid.add_column(overflow="fold")
-    for label, line in lines:
-        grid.add_row(label, _text(line, console))
-    return Padding(grid, (0, 0, 0, 1))  # one column in, as the rows of the tables above
-
-
-def _text(text: str, console: Console) -> Text:
-    """Text from data: no markup, no control characters, and nothing that the console's encoding cannot show."""
-    return Text(one_line(text).encode(console.encoding, "backslashreplace").decode(console.encoding) if text else "")
-
-
-def _width(grid: Grid, console: Console) -> int:
-    """Columns that ``grid`` takes when nothing is squeezed."""
-    return Measurement.get(console, console.options.update_width(10_000), grid).maximum

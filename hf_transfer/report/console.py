@@ -5,7 +5,7 @@ Meaning is carried by words, bold and dim, never by colour, so that it survives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def print_results(
     folder = Path(output_dir if output_dir is not None else results["config"]["output_dir"])
     extras = _extra_columns(results)
     shown = len(extras)
-    while shown and _width(_score_table(results, extras[:shown], console), console) > console.width:
+    while shown and width_of(_score_table(results, extras[:shown], console), console) > console.width:
         shown -= 1
     console.print(_score_table(results, extras[:shown], console))
     lines = {
@@ -55,7 +55,7 @@ def print_results(
     }
     if shown < len(extras):
         lines["Not shown"] = ", ".join(header for header, _ in extras[shown:]) + ": see the report"
-    console.print(_label_lines(lines, console))
+    console.print(label_lines(lines.items(), console))
 
 
 def _extra_columns(results: Mapping[str, Any]) -> list[Column]:
@@ -89,15 +89,15 @@ def _score_table(results: Mapping[str, Any], extras: Sequence[Column], console: 
     table.add_column("domain", overflow="fold", max_width=max(20, console.width // 3))
     table.add_column("role", no_wrap=True, overflow="fold")
     for header in ("n", one_line(metric), *(one_line(header) for header, _ in extras)):
-        table.add_column(_text(header, console), justify="right", no_wrap=True, overflow="fold")
+        table.add_column(plain_text(header, console), justify="right", no_wrap=True, overflow="fold")
     for row in rows_by_stage(results).get("adapted", []):
         score = row.scores.get(metric)
         main = Text(format_value(metric, score["value"]) if score else "", style="bold")
         interval = format_interval(score) if score else ""
         main.append(f" ({interval})" if interval else "", style="not bold")
-        cells = [_text(cell(row), console) for _, cell in extras]
+        cells = [plain_text(cell(row), console) for _, cell in extras]
         role = _ROLES.get(row.role, row.role)
-        table.add_row(_text(row.domain, console), _text(role, console), f"{row.count:,}", main, *cells)
+        table.add_row(plain_text(row.domain, console), plain_text(role, console), f"{row.count:,}", main, *cells)
     return table
 
 
@@ -123,20 +123,21 @@ def _artefact_line(results: Mapping[str, Any], folder: Path) -> str:
     return f"{folder / artefact['path']} ({artefact['kind']}; {proof})"
 
 
-def _label_lines(lines: Mapping[str, str], console: Console) -> Padding:
+def label_lines(lines: Iterable[tuple[str, str]], console: Console) -> Padding:
+    """Pairs of a label and its text, one below the other: what stands under the tables."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
-    for label, line in lines.items():
-        grid.add_row(label, _text(line, console))
-    return Padding(grid, (0, 0, 0, 1))  # one column in, as the rows of the table above
+    for label, line in lines:
+        grid.add_row(label, plain_text(line, console))
+    return Padding(grid, (0, 0, 0, 1))  # one column in, as the rows of the tables above
 
 
-def _text(text: str, console: Console) -> Text:
+def plain_text(text: str, console: Console) -> Text:
     """Text from data: no markup, no control characters, and nothing that the console's encoding cannot show."""
     return Text(one_line(text).encode(console.encoding, "backslashreplace").decode(console.encoding) if text else "")
 
 
-def _width(table: Table, console: Console) -> int:
+def width_of(table: Table, console: Console) -> int:
     """Columns that ``table`` takes when nothing is squeezed."""
     return Measurement.get(console, console.options.update_width(10_000), table).maximum
