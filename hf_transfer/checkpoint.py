@@ -83,6 +83,32 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
+def save_for_average(
+    folder: Path, model: nn.Module, names: Iterable[str], steps: Iterable[int], accelerator: Accelerator
+) -> None:
+    """Write the parameters of the last of ``steps`` to ``folder/average``, and remove those of other steps."""
+    tensors = read_parameters(accelerator.unwrap_model(model), names)
+    steps = list(steps)
+    if accelerator.is_main_process:
+        _write_folder(folder / "average" / f"at-{steps[-1]}", tensors, {})
+        for path in (folder / "average").glob("at-*"):
+            if path.name not in {f"at-{step}" for step in steps}:
+                shutil.rmtree(path)
+    accelerator.wait_for_everyone()
+
+
+def load_average(folder: Path, model: nn.Module, steps: Iterable[int], accelerator: Accelerator) -> None:
+    """Put the mean of the parameters that ``save_for_average`` wrote at ``steps`` into ``model``."""
+    paths = [folder / "average" / f"at-{step}" / "parameters.safetensors" for step in steps]
+    total: dict[str, torch.Tensor] = {}
+    for path in paths:
+        for name, tensor in load_file(path).items():
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    write_parameters(
+        accelerator.unwrap_model(model), {name: (tensor / len(paths)).float() for name, tensor in total.items()}
+    )
+
+
 def find_checkpoint_to_resume(folder: Path, resume: str | None) -> tuple[Path | None, list[str]]:
     """The checkpoint that ``train.resume`` means, and sentences about damaged ones that were passed over.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_transfer.config import RunConfig, check_config, from_flat, to_yaml
+from hf_transfer.config import TASKS, RunConfig, check_config, defaults_of, from_flat, to_yaml
 from hf_transfer.errors import InputError
 from hf_transfer.fields import fits, flatten, in_words, is_list, is_optional_text, kinds_of, nearest, options
 
@@ -96,12 +96,14 @@ def read_command_line(
             else all settings that cannot work.
     """
     kinds = kinds_of(record)
-    values = {**flatten(record()), **(defaults or {})}
     flags, switches, file_name, problems = _read_flags(argv, kinds)
     from_file: dict[str, Any] = {}
     if file_name is not None:
         from_file, file_problems = _read_yaml(file_name, kinds)
         problems += file_problems
+    given = defaults or {}
+    task = str({**given, **from_file, **flags}.get("task", record().task))
+    values = {**flatten(record()), **(defaults_of(task, record) if task in TASKS else {}), **given}
     if {"-h", "--help"} & set(switches) and not problems:
         _build_parser(prog, values, record).parse_args(["--help"])
     read, value_problems = _read_values(from_file | flags, kinds, lambda: _build_parser(prog, values, record))

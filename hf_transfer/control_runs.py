@@ -17,7 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 
-from hf_transfer.config import RunConfig
+from hf_transfer.config import SCRATCH_RATES, RunConfig
 from hf_transfer.controls import fit_majority, fit_tfidf
 from hf_transfer.encoding import encode
 from hf_transfer.errors import InputError
@@ -33,17 +33,16 @@ from hf_transfer.records import (
     Selection,
     Text,
     TrainableSummary,
-    TrainResult,
 )
 from hf_transfer.report import build_results, describe_environment
 from hf_transfer.report.examples import describe_calibration, describe_examples
 from hf_transfer.shift import predictions_by_role, score_test
-from hf_transfer.tasks import TASKS, bind
+from hf_transfer.tasks import TASKS
+from hf_transfer.train import not_by_the_loop
+from hf_transfer.translation_run import TranslationExtra, describe_translation, draw_validation, write_translations
 
 DOES_NOT_APPLY = "does not apply"
 """Words of an InputError by which a comparison tells a control that has no meaning here from one that failed."""
-SCRATCH_LEARNING_RATE = 3e-4
-"""Peak rate of random weights: at one made to spare pretrained weights they would stand still."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,10 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return {}
+    translation = {}
+    if labels.problem == "translation":
+        translation = describe_translation(fitted.test, splits, metrics, TranslationExtra())
+        write_translations(Path(config.output_dir) / "translations", fitted.test)
     value = score(metrics[0], fitted.validation) if len(fitted.validation.example_ids) else math.nan
     return build_results(
         task=config.task,
@@ -107,7 +110,7 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
         labels=labels,
         pretrained=fitted.pretrained,
         trainable=TrainableSummary(fitted.trainable, fitted.total, ()),
-        trained=_not_by_the_loop(Selection(fitted.rule, metrics[0], 0, value), fitted.fit_seconds, len(splits.train)),
+        trained=not_by_the_loop(Selection(fitted.rule, metrics[0], 0, value), fitted.fit_seconds, len(splits.train)),
         shift=shift,
         predict_seconds=fitted.predict_seconds,
         evaluate_seconds=fitted.predict_seconds,
@@ -124,6 +127,7 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
             config.evaluate.confidence,
             config.seed,
         ),
+        translation=translation,
     )
 
 
@@ -131,8 +135,9 @@ def scratch_config(config: RunConfig) -> RunConfig:
     """``config`` with random weights in place of pretrained ones, all of which learn."""
     train = config.train
     if train.learning_rate is None:
-        rate = SCRATCH_LEARNING_RATE
-        train = dataclasses.replace(train, learning_rate=rate, head_learning_rate=rate)
+        rate = SCRATCH_RATES[config.task]
+        head_rate = rate if config.task == "classification" else None
+        train = dataclasses.replace(train, learning_rate=rate, head_learning_rate=head_rate)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, checkpoint=f"scratch:{config.model.checkpoint}"),
@@ -148,14 +153,18 @@ def _before(config: RunConfig, text: Text, accelerator: Accelerator) -> _Fitted:
     task = TASKS[config.task]
     found = find_checkpoint(config.model)
     labels, keeps_head = align_labels(text.labels, found)
+    if found.random_weights:
+        raise InputError(f"control before {DOES_NOT_APPLY}: {config.model.checkpoint} starts from random weights.")
     if not keeps_head:
         raise InputError(
             f"control before {DOES_NOT_APPLY}: {found.id} has no head for {', '.join(labels.names) or 'these labels'}."
         )
     started = time.perf_counter()
     pretrained = load_pretrained(config.model, found, task.auto_class, task.head(labels), True, config.seed)
+    labels = task.settle(labels, pretrained, config)
     encoded, _ = encode(text, labels, pretrained, task, config.data.max_length)
-    functions = bind(task, labels, pretrained.tokenizer)
+    metrics = choose_metrics(config.evaluate, labels.problem, len(text.splits.validation))
+    functions = task.bind(labels, pretrained, config, metrics)
     model = pretrained.model.to(accelerator.device)
     loaded = time.perf_counter()
 
@@ -165,7 +174,7 @@ def _before(config: RunConfig, text: Text, accelerator: Accelerator) -> _Fitted:
     test = predict_rows(concatenate_datasets(list(encoded.test.values())))
     predicted = time.perf_counter()
     total = sum(p.numel() for p in model.parameters())
-    validation = predict_rows(encoded.validation)
+    validation = predict_rows(draw_validation(encoded.validation, labels, config))
     return _Fitted(
         labels, test, validation, pretrained, 0, total, loaded - started, predicted - loaded, "nothing is chosen"
     )
@@ -186,18 +195,3 @@ def _baseline(name: str, config: RunConfig, text: Text) -> _Fitted:
     rule = "cross-validation on train" if name == "tfidf" else "nothing is chosen"
     count = model.parameters
     return _Fitted(labels, test, validation, None, count, count, fitted - started, predicted - fitted, rule)
-
-
-def _not_by_the_loop(selection: Selection, seconds: float, examples: int) -> TrainResult:
-    """What results.json says of the training of a control that took no optimizer step."""
-    return TrainResult(
-        selection=selection,
-        steps=0,
-        history=(),
-        train_seconds=seconds,
-        examples=examples,
-        tokens=0,
-        padding_tokens=0,
-        skipped_steps=0,
-        stopped_early=False,
-    )

@@ -63,8 +63,12 @@ def content_digest(normalised: str) -> bytes:
 
 
 def normalised_texts(rows: Dataset) -> Iterator[str]:
-    """Every row's text (with its pair) in normalised form, read in batches: never all texts at once."""
-    columns = [name for name in ("text", "text_pair") if name in rows.column_names]
+    """Every row's text (with its pair) in normalised form, read in batches: never all texts at once.
+
+    Of parallel text it is the source: a sentence with several translations is still one that must not be in train and
+    test.
+    """
+    columns = [name for name in ("text", "text_pair", "source") if name in rows.column_names]
     for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_ROWS):
         for texts in zip(*(batch[name].to_pylist() for name in columns), strict=True):
             yield normalise(*texts)
@@ -73,7 +77,7 @@ def normalised_texts(rows: Dataset) -> Iterator[str]:
 def find_leaks(train: Dataset, test: Mapping[str, Dataset], threshold: float) -> tuple[Leaks, set[int]]:
     """Count the test examples with a twin in train, and name the train rows that are such a twin.
 
-    ``train`` has columns ``text[, text_pair], domain``; ``test`` is rows by domain. A twin is an equal text, or, where
+    ``train`` has columns ``text[, text_pair], domain`` or ``source, domain``; ``test`` is rows by domain. A twin is an equal text, or, where
     both have at least ``FEWEST_WORDS`` distinct words, one with a Jaccard similarity of ``threshold`` or more. A test
     example counts once, as exact if any twin is equal; it counts as across domains if any twin is of another domain.
     The words of a pair are marked with their side. ``Leaks.dropped`` is left at 0.

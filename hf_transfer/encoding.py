@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+from datasets import concatenate_datasets
+
 from hf_transfer.pretrained import longest_input
 from hf_transfer.records import EncodedSplits, LabelSpace, Pretrained, Text
 from hf_transfer.tasks import Task
@@ -17,7 +22,25 @@ def encode(
     tokenizer = pretrained.tokenizer
     limit = longest_input(pretrained.model, tokenizer, max_length)
     name = pretrained.checkpoint_id.removeprefix("scratch:")
-    key = ("encoded", name, pretrained.revision, len(tokenizer), limit, labels.problem, labels.names)
+    key = ("encoded", name, pretrained.revision, len(tokenizer), limit, replace(labels, class_weights=()))
     if key not in text.shared:
-        text.shared[key] = task.encode(text.splits, labels, tokenizer, limit)
+        text.shared[key] = task.encode(text.splits, labels, pretrained, limit)
     return text.shared[key], limit
+
+
+def mix_general(encoded: EncodedSplits, share: float, seed: int) -> tuple[EncodedSplits, str]:
+    """``encoded`` with general text mixed into train, and a sentence about how much.
+
+    General examples are drawn by ``seed`` until they make up ``share`` of all tokens of an epoch (mixed fine-tuning, Chu,
+    Dabre and Kurohashi 2017, who repeat the smaller side: here the in-domain side sets how long an epoch is).
+    """
+    assert encoded.general is not None
+    own_tokens = sum(encoded.train["length"])
+    wanted = own_tokens * share / (1 - share)
+    order = np.random.default_rng(seed).permutation(len(encoded.general))
+    lengths = np.asarray(encoded.general["length"])[order]
+    count = min(int(np.searchsorted(np.cumsum(lengths), wanted)) + 1, len(order))
+    drawn = encoded.general.select(np.sort(order[:count]))
+    tokens = int(lengths[:count].sum())
+    sentence = f"{count:,} general examples are mixed into train ({tokens / (tokens + own_tokens):.0%} of its tokens)."
+    return replace(encoded, train=concatenate_datasets([encoded.train, drawn])), sentence

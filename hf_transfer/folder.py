@@ -27,6 +27,9 @@ OUTPUTS = (
     "merged",
     "checkpoints",
     "controls",
+    "vocabulary",
+    "translations",
+    "ctranslate2",
 )
 # Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a
 # window changes dropout's draws only), and where data come from may change since the fingerprint may not.

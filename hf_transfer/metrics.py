@@ -1,9 +1,11 @@
-"""Floor 1: what is measured. Values are scikit-learn's and SciPy's; intervals come from our own vectorised bootstrap.
+"""Floor 1: what is measured. Values are scikit-learn's, SciPy's and sacrebleu's; intervals come from our own bootstrap.
 
 Every metric is written twice: ``score`` gives its value on examples, through the library, and ``weighted`` gives
 its value for many resamples at once, where a resample is how often it holds each row. Tests hold the two together.
 Averages follow scikit-learn's defaults with ``zero_division=0``: *macro* is the unweighted mean over the classes
 that occur in the reference or the prediction (single_label), or over all labels (multi_label).
+
+Metrics of translations read the statistics of each sentence that translation_scores.py makes from its text.
 
 The only home of ``evaluate`` and of scikit-learn's metrics. Nothing here needs a network.
 """
@@ -26,6 +28,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from hf_transfer import translation_scores
 from hf_transfer.config import EvaluateConfig
 from hf_transfer.errors import InputError
 from hf_transfer.fields import nearest
@@ -60,7 +63,17 @@ class Metric:
     ``score`` of a sample that holds row i ``counts[:, i]`` times; nan where undefined."""
     higher_is_better: bool = True
     reads: Literal["predicted", "probabilities"] = "predicted"
-    """The field of ``Predictions`` that is handed over as ``predicted``."""
+    """The field of ``Predictions`` that is handed over as ``predicted``; of a translation's statistics, the columns of
+    this metric."""
+    unit: Literal["fraction", "points"] = "fraction"
+    """``points`` where a whole is 100 rather than 1."""
+    title: str = ""
+    """What papers call it, where that is not ``name``."""
+
+    @property
+    def signature(self) -> str:
+        """Version and settings that a value of a translation is meaningless without; "" for other metrics."""
+        return translation_scores.signature(self.name) if "translation" in self.problems else ""
 
 
 def default_metrics(problem: Problem) -> tuple[str, ...]:
@@ -91,6 +104,8 @@ def check_metrics(names: Sequence[str], problem: Problem) -> list[str]:
                 f"--evaluate.metrics: `{name}` scores {' and '.join(METRICS[name].problems)} predictions, these are "
                 f"{problem}. For {problem} there are {', '.join(known)}."
             )
+        elif name == "comet" and (missing := translation_scores.comet_problem()):
+            found.append("--evaluate.metrics: " + missing)
         if names.count(name) > 1:
             found.append(f"--evaluate.metrics names `{name}` {names.count(name)} times: name it once.")
     return found
@@ -141,7 +156,8 @@ def score_with_interval(
         predictions: n examples.
         confidence: level of the interval in (0, 1).
         resamples: how many to draw. 10,000 of 5,000 examples take 0.02 to 0.1 s where there are few distinct pairs of
-            classes, 1 s for sets of labels and means over examples, 1.5 s for pearson and 3.5 s for spearman.
+            classes, 1 s for sets of labels, means over examples and translations, 1.5 s for pearson and 3.5 s for
+            spearman.
         seed: the draws depend on it, on ``name`` and on the examples, and on nothing else in the run.
 
     Returns:
@@ -172,7 +188,8 @@ def evaluate_module(name: str, **settings: Any) -> evaluate.Metric:
     ``.compute(predictions=..., references=...)`` gives ``{name: value}``, equal to ``score``; it can go into
     ``evaluate.combine``. Unlike ``evaluate.load`` it needs no network, and no folder in the working directory that
     happens to have the metric's name is run in its place. Class ids are integers, labels of multi_label are rows of
-    0 and 1, and ``log_loss`` takes rows of probabilities as predictions.
+    0 and 1, and ``log_loss`` takes rows of probabilities as predictions. Translations are strings, with one reference
+    each; ``comet`` also takes ``sources``.
 
     Args:
         name: a key of ``METRICS``.
@@ -192,9 +209,11 @@ def evaluate_module(name: str, **settings: Any) -> evaluate.Metric:
                 description=metric.meaning, citation="", features=_features(metric), inputs_description=""
             )
 
-        def _compute(self, predictions: list, references: list) -> dict[str, float]:
-            nothing = np.array([])
-            inputs = {"predicted": nothing, "probabilities": nothing, metric.reads: np.asarray(predictions)}
+        def _compute(self, predictions: list, references: list, sources: list | None = None) -> dict[str, float]:
+            nothing, given = np.array([]), np.asarray(predictions)
+            if "translation" in metric.problems:
+                given = translation_scores.sentence_statistics(predictions, references, [name], sources)
+            inputs = {"predicted": nothing, "probabilities": nothing, metric.reads: given}
             return {name: score(name, Predictions(nothing, nothing, reference=np.asarray(references), **inputs))}
 
     Module.__name__ = name  # evaluate takes a module's name from its class, and prefixes equal keys with it
@@ -211,6 +230,9 @@ def _features(metric: Metric) -> Any:
     """Types of a module's inputs; one set for each form that the metric takes."""
     import datasets
 
+    if "translation" in metric.problems:
+        names = ("predictions", "references", "sources")[: 3 if metric.name == "comet" else 2]
+        return datasets.Features({name: datasets.Value("string") for name in names})
     whole, real = datasets.Value("int64"), datasets.Value("float64")
     if metric.reads == "probabilities":
         # float32 as in Predictions: clipping happens at its precision
@@ -222,7 +244,12 @@ def _features(metric: Metric) -> Any:
 
 
 def arrays_of(metric: Metric, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and predicted as the metric wants them: int64 for classes, float64 for real numbers."""
+    """Reference and predicted as the metric wants them: int64 for classes, float64 for real numbers.
+
+    Translations are scored by what ``probabilities`` says of each sentence: their reference stays as it is.
+    """
+    if "translation" in metric.problems:
+        return predictions.reference, translation_scores.columns_of(metric.name, predictions.probabilities)
     real = "regression" in metric.problems
     predicted = getattr(predictions, metric.reads)
     reference = predictions.reference.astype(np.float64 if real else np.int64)
@@ -230,8 +257,9 @@ def arrays_of(metric: Metric, predictions: Predictions) -> tuple[np.ndarray, np.
 
 
 def _is_finite(reference: np.ndarray, predicted: np.ndarray) -> bool:
-    """Whether there are examples and all their values are finite (a diverged model gives nan)."""
-    return bool(len(reference)) and bool(np.isfinite(predicted).all()) and bool(np.isfinite(reference).all())
+    """Whether there are examples and all their numbers are finite (a diverged model gives nan)."""
+    numbers = [side for side in (predicted, reference) if side.dtype.kind in "biuf"]
+    return bool(len(reference)) and all(bool(np.isfinite(side).all()) for side in numbers)
 
 
 def _distinct_rows(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -434,6 +462,37 @@ def _correlation(counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.
     return np.clip(r, -1.0, 1.0)
 
 
+# --- translations: functions of sums of each sentence's statistics ---
+
+
+def _of_a_corpus(name: str) -> Score:
+    def value(reference: np.ndarray, statistics: np.ndarray) -> float:
+        return translation_scores.corpus_value(name, statistics.sum(axis=0))
+
+    return value
+
+
+def _of_corpora(name: str) -> Weighted:
+    def values(counts: np.ndarray, reference: np.ndarray, statistics: np.ndarray) -> np.ndarray:
+        return translation_scores.vectorised(name, counts @ statistics)
+
+    return values
+
+
+def _translation_metric(name: str, title: str, meaning: str, higher_is_better: bool = True) -> Metric:
+    return Metric(
+        name,
+        TRANSLATION,
+        meaning,
+        _of_a_corpus(name),
+        _of_corpora(name),
+        higher_is_better,
+        reads="probabilities",
+        unit="points",
+        title=title,
+    )
+
+
 def _class_metric(name: str, problems: tuple[Problem, ...], meaning: str, function: Callable, rate: Rate) -> Metric:
     """A metric of classes; the end of its name is the average."""
     average = name.rpartition("_")[2]
@@ -444,6 +503,7 @@ SINGLE: tuple[Problem, ...] = ("single_label",)
 MULTI: tuple[Problem, ...] = ("multi_label",)
 BOTH: tuple[Problem, ...] = ("single_label", "multi_label")
 REGRESSION: tuple[Problem, ...] = ("regression",)
+TRANSLATION: tuple[Problem, ...] = ("translation",)
 
 _TABLE = (
     Metric("accuracy", SINGLE, "Share of examples whose class is right.", accuracy_score, _mean_of(_right)),
@@ -483,6 +543,19 @@ _TABLE = (
         _rmse_resampled,
         higher_is_better=False,
     ),
+    _translation_metric("bleu", "BLEU", "Share of runs of 1 to 4 tokens that the reference has, less if too short."),
+    _translation_metric("chrf", "chrF++", "F2 of runs of 1 to 6 characters and of 1 and 2 words."),
+    _translation_metric("ter", "TER", "Edits that would make the reference, per token of it.", higher_is_better=False),
+    Metric(
+        "comet",
+        TRANSLATION,
+        "Mean over sentences of how people would rate them, as a neural network guesses.",
+        lambda reference, points: float(points.mean()),
+        _mean_of(lambda reference, points: points[:, 0]),
+        reads="probabilities",
+        unit="points",
+        title="COMET",
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
@@ -500,5 +573,6 @@ DEFAULTS: dict[Problem, tuple[str, ...]] = {
     ),
     "multi_label": ("f1_micro", "f1_macro", "subset_accuracy", "precision_micro", "recall_micro"),
     "regression": ("pearson", "spearman", "mae", "rmse"),
+    "translation": ("bleu", "chrf", "ter"),
 }
 """What ``default_metrics`` gives."""

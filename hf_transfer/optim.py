@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_transfer.adapt.base import Adapted, Stage
 from hf_transfer.config import TrainConfig
@@ -67,6 +70,40 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
     return max(group["lr"] for group in optimizer.param_groups)
+
+
+def pull_to_start(
+    optimizer: torch.optim.Optimizer, start: Mapping[nn.Parameter, torch.Tensor], strength: float
+) -> RemovableHandle:
+    """Let each step of ``optimizer`` end with theta <- theta - rate * strength * (theta - start).
+
+    L2-SP (Li et al. 2018, equation 2), which pulls towards the pretrained values where weight decay pulls to zero;
+    outside the gradient, as AdamW's decay is (Loshchilov and Hutter 2019), so that Adam does not rescale it. ``rate``
+    is that of the parameter's own group at that step. A step that a gradient scaler skips does not pull.
+
+    Args:
+        optimizer: Torch's, or accelerate's around it.
+        start: A parameter's value before training, on any device; parameters without one (a new head's) are not pulled.
+        strength: lambda; the share of the distance that a step takes off is rate * lambda.
+
+    Returns:
+        A handle whose ``remove()`` ends the pull.
+    """
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    at_hand = {p: value.detach().to(device=p.device, dtype=p.dtype) for p, value in start.items()}
+
+    @torch.no_grad()
+    def pull(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        found_inf = getattr(stepped, "found_inf", None)
+        if found_inf is not None and float(found_inf):
+            return  # a fused optimizer is called even so, and skips the step itself
+        for group in stepped.param_groups:
+            pulled = [p for p in group["params"] if p.grad is not None and p in at_hand]
+            if pulled:
+                values = [at_hand[p] for p in pulled]
+                torch._foreach_lerp_(pulled, values, float(group["lr"]) * strength)
+
+    return inner.register_step_post_hook(pull)
 
 
 def _with_and_without_decay(name: str, parameters: list[nn.Parameter], rate: float, decay: float) -> list[dict]:

@@ -23,9 +23,10 @@ from hf_transfer.artefact import save_artefact
 from hf_transfer.comparison import compare_with_controls, join
 from hf_transfer.config import RunConfig, check_config
 from hf_transfer.control_runs import score_controls
-from hf_transfer.encoding import encode
+from hf_transfer.encoding import encode, mix_general
 from hf_transfer.features import FeatureStore, stored_body
 from hf_transfer.folder import check_output_dir, open_run_folder
+from hf_transfer.interpolation import choose_interpolation, start_weights
 from hf_transfer.launch import (
     leave_processes,
     make_shell,
@@ -54,9 +55,18 @@ from hf_transfer.report.files import write_report
 from hf_transfer.report.results import describe_training
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.shift import predictions_by_role, score_test
-from hf_transfer.tasks import TASKS, TaskFunctions, bind
+from hf_transfer.tasks import TASKS, TaskFunctions
 from hf_transfer.text import read_text
 from hf_transfer.train import Chooser, plan_stages, train
+from hf_transfer.translation_run import (
+    TranslationExtra,
+    describe_translation,
+    draw_validation,
+    quicker,
+    with_datastore,
+    with_vocabulary,
+    write_translations,
+)
 
 PROOF_EXAMPLES = 8
 """Train texts whose logits the proof of the artefact compares."""
@@ -116,52 +126,74 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     """
     task, splits = TASKS[config.task], text.splits
     output_dir = Path(config.output_dir)
+    from_scratch = config.model.checkpoint.startswith("scratch:")
+    settings = config.train.settled(config.task, config.adapt.strategy, from_scratch)
 
     # model
-    found = find_checkpoint(config.model)
+    model_config = with_vocabulary(config, text)
+    found = find_checkpoint(model_config)
     labels, keeps_head = align_labels(text.labels, found)
     metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
-    pretrained = load_pretrained(config.model, found, task.auto_class, task.head(labels), keeps_head, config.seed)
+    pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
+    pretrained = dataclasses.replace(pretrained, checkpoint_id=config.model.checkpoint)
+    labels = task.settle(labels, pretrained, config)
     encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)
-    functions = bind(task, labels, pretrained.tokenizer, config.train.label_smoothing)
+    encoded, mix_notes = _mixed(encoded, config)
+    functions = task.bind(labels, pretrained, config, metrics)
     adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
-    accelerator = start_processes(config.train, found.model_type, len(adapted.stages))
+    accelerator = start_processes(settings, found.model_type, len(adapted.stages))
     reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
+    start = start_weights(adapted.model) if config.adapt.strategy == "interpolated" else {}
 
-    def predict_rows(rows: Any, model: Any) -> Predictions:
-        return predict(model, rows, functions, accelerator, config.evaluate.tokens_per_batch)
+    def predict_rows(rows: Any, model: Any, how: TaskFunctions = functions) -> Predictions:
+        return predict(model, rows, how, accelerator, config.evaluate.tokens_per_batch)
 
-    def validate(model: Any) -> float:
-        return score(metrics[0], predict_rows(encoded.validation, model)) if len(encoded.validation) else math.nan
+    def validate_on(rows: Dataset) -> Callable[[Any], float]:
+        chosen = draw_validation(rows, labels, config)
+        quick = quicker(functions)
+        return lambda model: score(metrics[0], predict_rows(chosen, model, quick)) if len(chosen) else math.nan
 
     # training
-    chooser = Chooser(config.evaluate.selection, metrics[0], METRICS[metrics[0]].higher_is_better, validate)
+    higher_is_better = METRICS[metrics[0]].higher_is_better
+    chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
     folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
-    plans = plan_stages(adapted.stages, len(encoded.train), config.train)
+    notes = (*encoded.notes, *mix_notes, *resume_notes)
+    plans = plan_stages(adapted.stages, len(encoded.train), settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
+    extra = TranslationExtra()
     with (
         stored_body(adapted, _body_key(pretrained, config.seed), store, trial.inputs) as is_stored,
         Progress(
-            plans[-1].first_step + plans[-1].steps,
+            plans[-1].first_step + plans[-1].steps if plans else 0,
             done_steps=folder.done_steps,
             is_main=accelerator.is_main_process,
         ) as progress,
     ):
-        for line in (*_describe(config, splits, labels, adapted), *text.table.notes, *splits.notes, *resume_notes):
+        for line in (*_describe(config, splits, labels, adapted), *text.table.notes, *splits.notes, *notes):
             progress.note(line)
         trained = train(
-            adapted, encoded.train, functions, chooser, accelerator, config.train, folder, config.seed, progress
+            adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress
         )
+        if config.adapt.strategy == "interpolated":
+            validate_general = validate_on(encoded.general_validation) if encoded.general_validation else None
+            trade_off = choose_interpolation(
+                adapted.model, start, config.adapt, higher_is_better, chooser.validate, validate_general
+            )
+            extra = dataclasses.replace(extra, trade_off=trade_off)
+        if config.adapt.strategy == "knn":
+            functions, extra = with_datastore(adapted, encoded, functions, pretrained, config, accelerator, progress)
 
         # scores
         started = time.perf_counter()
-        predictions = predict_rows(concatenate_datasets(list(encoded.test.values())), adapted.model)
+        rows = concatenate_datasets(list(encoded.test.values()))
+        predictions = predict_rows(rows, adapted.model, functions.counting(progress.scored(len(rows))))
         predict_seconds = time.perf_counter() - started
         shift = score_test(stage, predictions, splits, metrics, config.evaluate, config.seed)
         evaluate_seconds = time.perf_counter() - started
-        validation = predict_rows(encoded.validation, adapted.model)
+        seen = encoded.validation if functions.translate is None else encoded.validation.select([])
+        validation = predict_rows(seen, adapted.model)
     if is_stored:  # what was looked up says nothing about the speed of the model
         predict_seconds = _predict_seconds(encoded, lambda rows: predict_rows(rows, adapted.model))
 
@@ -174,8 +206,12 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             proof = splits.train.select(range(min(PROOF_EXAMPLES, len(splits.train))))
             export = config.publish.export
             artefact = save_artefact(
-                output_dir, adapted, pretrained, labels, task.name, max_length, keeps_head, export, proof
+                output_dir, adapted, pretrained, labels, task.name, max_length, keeps_head, export, proof, extra.store
             )
+        translation = {}
+        if task.name == "translation":
+            translation = describe_translation(predictions, splits, metrics, extra)
+            write_translations(output_dir / "translations", predictions)
         results = build_results(
             task=task.name,
             seed=config.seed,
@@ -196,15 +232,27 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             environment=describe_environment(
                 accelerator.num_processes, accelerator.device.type, precision_name(accelerator)
             ),
-            notes=resume_notes,
+            notes=notes,
             examples=describe_examples(predictions, validation),
             calibration=describe_calibration(
                 labels, predictions_by_role(predictions, splits), validation, config.evaluate.confidence, config.seed
             ),
             training=describe_training(folder.log, trained.history),
+            translation=translation,
         )
     accelerator.wait_for_everyone()
     return RunResult(results, shift, predictions, output_dir)
+
+
+def _mixed(encoded: EncodedSplits, config: RunConfig) -> tuple[EncodedSplits, tuple[str, ...]]:
+    """General text mixed into train, where the strategy or ``data.general_share`` asks for it."""
+    share = config.data.general_share
+    if share is None and config.adapt.strategy == "mixed":
+        share = 0.5
+    if share is None:
+        return encoded, ()
+    encoded, sentence = mix_general(encoded, share, config.seed)
+    return encoded, (sentence,)
 
 
 def _sample_inputs(rows: Dataset, functions: TaskFunctions, seed: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -233,6 +281,8 @@ def _describe(config: RunConfig, splits: DomainSplits, labels: LabelSpace, adapt
     """What is about to happen, in two lines."""
     tested = [domain for domain in splits.test if splits.role(domain) == "shifted"]
     classes = f"{len(labels.names)} classes" if labels.names else "a number"
+    if labels.problem == "translation":
+        classes = f"{labels.source_lang or 'source'} to {labels.target_lang or 'target'}"
     yield (
         f"{config.data.source}: {len(splits.train):,} train and {len(splits.validation):,} validation examples of "
         f"{', '.join(splits.train_domains)}; {classes}; shifted domains: {', '.join(tested) or 'none'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,12 +27,17 @@ def predict(
 
     Rows are sorted by length over the whole set, so that batches hold little padding, and dealt out among processes;
     the result is in the order of ``rows`` on every process. Of each forward pass only what the task's ``read_outputs``
-    keeps stays in memory: [examples, classes] fp32. No rows give no predictions.
+    keeps stays in memory: [examples, classes] fp32. No rows give no predictions. Where a prediction takes more than a
+    forward pass (``functions.translate``), each process translates its part of the rows.
     """
     if not len(rows):
         nothing = np.zeros(0)
         return Predictions(nothing.astype(str), nothing.astype(str), nothing, nothing, np.zeros((0, 1), np.float32))
     lengths = np.asarray(rows["length"])
+    if functions.translate is not None:
+        mine = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
+        translated = functions.translate(accelerator.unwrap_model(model), rows.select(mine))
+        return _in_order(rows, gather_object([(mine, translated)]), functions)
     batches = sorted_batches(lengths, tokens_per_batch)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # all processes make the same number of forward passes, because sharded models talk during each of them
@@ -57,11 +62,11 @@ def predict(
         if hasattr(m, "reshard"):
             m.reshard()
     parts = [(np.concatenate(positions), torch.cat(kept).numpy())] if positions else []
-    return _in_order(rows, gather_object(parts), functions.decide)
+    return _in_order(rows, gather_object(parts), functions)
 
 
 def _in_order(
-    rows: Dataset, parts: Sequence[tuple[np.ndarray, np.ndarray]], decide: Callable[[np.ndarray], np.ndarray]
+    rows: Dataset, parts: Sequence[tuple[np.ndarray, np.ndarray]], functions: TaskFunctions
 ) -> Predictions:
     """Put the processes' parts together in the order of ``rows``; every row must be there exactly once."""
     positions = np.concatenate([where for where, _ in parts])
@@ -71,11 +76,4 @@ def _in_order(
     )
     example_ids = np.asarray(rows["example_id"])
     assert len(set(example_ids)) == len(example_ids), "example ids must be unique within what is predicted"
-    probabilities = np.concatenate([values for _, values in parts])[order]
-    return Predictions(
-        example_ids=example_ids,
-        domain_ids=np.asarray(rows["domain"]),
-        predicted=decide(probabilities),
-        reference=np.asarray(rows["labels"]),
-        probabilities=probabilities,
-    )
+    return functions.to_predictions(rows, np.concatenate([values for _, values in parts])[order])

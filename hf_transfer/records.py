@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # importing hf_transfer must not import any of these (0.3 s l
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Problem = Literal["single_label", "multi_label", "regression"]
+Problem = Literal["single_label", "multi_label", "regression", "translation"]
 Role = Literal["in_domain", "shifted"]
 
 
@@ -25,7 +25,7 @@ class DomainTable:
 
     rows: Dataset
     """Columns ``example_id, place, domain, split`` (all strings; ``split`` is "" where none was published)
-    and ``text[, text_pair], label`` or ``source, target``. ``place`` is "file:row", rows counted from 1."""
+    and ``text[, text_pair], label`` or ``source, target, source_lang, target_lang``. ``place`` is "file:row", rows counted from 1."""
     name: str
     """What the source is called in reports: a file stem, a folder, a Hub id or a bundled name."""
     fingerprint: str
@@ -65,6 +65,9 @@ class DomainSplits:
     rule: str
     """How the splits came about: ``published``, ``hash`` or both, in words for the report."""
     notes: tuple[str, ...] = ()
+    general: Dataset | None = None
+    """Train rows of ``data.general_source``, to be mixed in; its domains are test domains, and none is a train domain."""
+    general_validation: Dataset | None = None
 
     def role(self, domain: str) -> Role:
         """``in_domain`` for the domains that were trained on, else ``shifted``."""
@@ -82,11 +85,18 @@ class LabelSpace:
     """Weight of each class in the loss; () for equal weights."""
     separator: str | None = None
     """What splits a label string into several labels; None where labels are lists or single."""
+    source_lang: str = ""
+    """Translation: the language translated from, in the checkpoint's own form; "" where it needs none."""
+    target_lang: str = ""
+    source_prefix: str = ""
+    """Translation: what stands in front of every source."""
+    tags: tuple[str, ...] = ()
+    """Translation: domain names that may stand in front of a source; () without ``data.domain_tags``."""
 
     @property
     def output_count(self) -> int:
         """Number of outputs of the head: one per class, or 1 for regression."""
-        return 1 if self.problem == "regression" else len(self.names)
+        return 1 if self.problem == "regression" else len(self.names)  # none of its own in translation
 
 
 @dataclass(frozen=True)
@@ -120,11 +130,17 @@ class EncodedSplits:
     """The splits of ``DomainSplits`` as token ids."""
 
     train: Dataset
-    """Columns ``input_ids`` (list of int), ``labels``, ``domain`` , ``example_id``, ``length`` (tokens)."""
+    """Columns ``input_ids`` (list of int), ``labels``, ``domain`` , ``example_id``, ``length`` (tokens); translation also
+    ``decoder_input_ids``, and for what is translated ``source, reference, forced, pieces`` (see tasks/translation.py)."""
     validation: Dataset
     test: dict[str, Dataset]
     truncated: int
-    """Examples cut at ``data.max_length``."""
+    """Examples cut at ``data.max_length``; in translation, examples left out of train or split up because of it."""
+    general: Dataset | None = None
+    """Encoded ``DomainSplits.general``."""
+    general_validation: Dataset | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences about what was left out or split up."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +148,11 @@ class Batch:
     """A micro-batch: what goes through the model at once."""
 
     inputs: dict[str, torch.Tensor]
-    """``input_ids``, ``attention_mask`` (and ``token_type_ids``): [batch, length], padding masked with 0."""
+    """``input_ids``, ``attention_mask`` (and ``token_type_ids``): [batch, length], padding masked with 0; translation also
+    ``decoder_input_ids`` [batch, target length]."""
     labels: torch.Tensor
-    """[batch] class ids with -100 where ignored; [batch, classes] 0/1 floats; [batch] floats."""
+    """[batch] class ids with -100 where ignored; [batch, classes] 0/1 floats; [batch] floats; or [batch, target length]
+    piece ids with -100 where ignored."""
     example_ids: tuple[str, ...]
     tokens: int
     """Real tokens, padding not counted."""
@@ -171,11 +189,12 @@ class Predictions:
     domain_ids: np.ndarray
     """[n] strings: the domain of each example."""
     predicted: np.ndarray
-    """[n] class ids, [n, classes] 0/1, or [n] floats."""
+    """[n] class ids, [n, classes] 0/1, or [n] floats; [n] translations as objects."""
     reference: np.ndarray
     """Same shape and meaning as ``predicted``."""
     probabilities: np.ndarray
-    """[n, classes] float32; [n, 1] holding the predicted value for regression."""
+    """[n, classes] float32; [n, 1] holding the predicted value for regression; [n, 37] float64 sufficient statistics of each
+    translation (translation_scores.py), which is all that corpus scores are made of."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from hf_transfer import statistics
 from hf_transfer.metrics import Metric, arrays_of, find_metric, score
 from hf_transfer.records import Predictions
 from hf_transfer.statistics import bootstrap_counts, derived_seed, percentile_interval
+from hf_transfer.translation_scores import approximate_randomisation
 
 FEWEST_PER_DOMAIN = 10
 """Examples that each domain of a mean must hold: resamples of n examples vary 1/n too little, of one not at all."""
@@ -35,7 +36,15 @@ EXAMPLES_PER_BINOMIAL = 10
 RIGHT_OR_WRONG = {"accuracy", "subset_accuracy"}
 """Metrics for which an example is right or wrong and nothing between: McNemar's test is exact for them."""
 
-_SHARE, _CORRELATION, _LOSS = (0.0, 1.0), (-1.0, 1.0), (0.0, float("inf"))
+BY_SACREBLEU = {"bleu", "chrf", "ter"}
+"""Metrics whose paired test is the one that papers about translation report."""
+
+SACREBLEU_TEST = "approximate randomization (sacrebleu)"
+
+MOST_TRIALS, MOST_SWAPS = 10_000, 500_000_000
+"""Of sacrebleu's approximate randomisation: trials, its own default, and trials times sentences (2 bytes each)."""
+
+_SHARE, _POINTS, _CORRELATION, _LOSS = (0.0, 1.0), (0.0, 100.0), (-1.0, 1.0), (0.0, float("inf"))
 RANGES: dict[str, tuple[float, float]] = {
     "accuracy": _SHARE,
     "f1_micro": _SHARE,
@@ -52,6 +61,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "spearman": _CORRELATION,
     "mae": _LOSS,
     "rmse": _LOSS,
+    "bleu": _POINTS,
+    "chrf": _POINTS,
+    "ter": _LOSS,
+    "comet": (-float("inf"), float("inf")),  # trained on ratings of 0 to 1, but nothing holds the network to them
 }
 """Smallest and largest value of each metric: the t distribution of few seeds reaches beyond, an interval must not."""
 
@@ -67,7 +80,8 @@ class Difference:
     p_value: float
     """Two-sided: how often a difference this large comes about where there is none."""
     test: str
-    """``exact McNemar``, ``paired permutation`` or ``hierarchical bootstrap``: where ``p_value`` comes from."""
+    """Where ``p_value`` comes from: ``exact McNemar``, ``approximate randomization (sacrebleu)``,
+    ``paired permutation`` or ``hierarchical bootstrap``."""
     count: int
     """Examples, over all domains."""
     smallest_count: int
@@ -98,7 +112,8 @@ def paired_difference(
     With one seed on each side, the interval is the paired percentile bootstrap over examples, as in
     ``score_with_interval``. The p-value comes from the exact McNemar test (1947) where an example is right or wrong,
     else from a permutation test that swaps the two predictions of an example with probability 1/2; it counts the
-    observed labelling as one of the permutations, so it is at least ``1 / (resamples + 1)``.
+    observed labelling as one of the permutations, so it is at least ``1 / (resamples + 1)``. For BLEU, chrF and TER
+    this test is sacrebleu's, with its own draws and up to 10,000 of them (``approximate_randomisation``).
 
     With more seeds on either side, the hierarchical bootstrap draws examples and seeds independently, and the p-value
     is the smallest level at which its interval leaves out 0: at least ``2 / (resamples + 1)``. In simulations with 300
@@ -135,8 +150,8 @@ def paired_difference_of_means(
     """Compare two models by their unweighted means over domains.
 
     As ``paired_difference``, but examples are drawn, and predictions swapped, within each domain; a seed is the same
-    model in all domains, so it is drawn once for all of them. McNemar's test has no unweighted mean: with one seed
-    the p-value always is that of the permutation test.
+    model in all domains, so it is drawn once for all of them. Neither McNemar's test nor sacrebleu's has an unweighted
+    mean: with one seed the p-value always is that of the permutation test.
 
     Args:
         metric: a key of ``METRICS``.
@@ -144,7 +159,7 @@ def paired_difference_of_means(
         confidence: level of the interval in (0, 1).
         resamples: as in ``paired_difference``.
         seed: the draws of a domain depend on it, the domain, ``metric`` and the examples. The result for one domain is
-            that of ``paired_difference`` with ``derived_seed(seed, domain)``, except for McNemar's test.
+            that of ``paired_difference`` with ``derived_seed(seed, domain)``, except for those two tests.
 
     Raises:
         InputError: no such metric.
@@ -315,11 +330,14 @@ def _difference(
     low, high = np.clip(percentile_interval(drawn, confidence), -farthest, farthest)
     seeds_a, seeds_b = (len(side) for side in domains[0].sides)
     counts = [len(domain.sides[0][0].example_ids) for domain in domains]
+    trials = min(resamples, MOST_TRIALS)
 
     if max(seeds_a, seeds_b) > 1:
         test, p_value_of = "hierarchical bootstrap", lambda: _inverted(drawn)
     elif name in RIGHT_OR_WRONG and not mean_over_domains:
         test, p_value_of = "exact McNemar", lambda: _mcnemar(domains[0])
+    elif name in BY_SACREBLEU and not mean_over_domains and trials * sum(counts) <= MOST_SWAPS:
+        test, p_value_of = SACREBLEU_TEST, lambda: _randomised(metric, domains[0], trials)
     else:
         test, p_value_of = "paired permutation", lambda: _permuted(metric, domains, resamples)
     return Difference(
@@ -495,6 +513,11 @@ def _mcnemar(domain: _Domain) -> float:
 def _right(predictions: Predictions) -> np.ndarray:
     """[n] whether the prediction is right, in all labels if it has several."""
     return (predictions.predicted == predictions.reference).reshape(len(predictions.reference), -1).all(axis=1)
+
+
+def _randomised(metric: Metric, domain: _Domain, trials: int) -> float:
+    a, b = (arrays_of(metric, side[0])[1] for side in domain.sides)
+    return approximate_randomisation(metric.name, a, b, trials)
 
 
 def _permuted(metric: Metric, domains: Sequence[_Domain], resamples: int) -> float:

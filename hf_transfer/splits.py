@@ -86,8 +86,12 @@ def split_by_domain(table: DomainTable, data: DataConfig, seed: int) -> DomainSp
     return splits
 
 
-def split_and_check(table: DomainTable, data: DataConfig, seed: int) -> tuple[DomainSplits, list[str]]:
+def split_and_check(
+    table: DomainTable, data: DataConfig, seed: int, general: Sequence[str] = ()
+) -> tuple[DomainSplits, list[str]]:
     """The splits, and the problems that stop a run; [] if they can be used.
+
+    ``general`` domains are scored like any other, and what they could be trained on stands apart, for mixing in.
 
     Where a named train domain cannot be used, nobody knows which was meant: train and validation then hold the rows
     of all domains, so that what is found wrong with them is wrong whichever it was. Test holds the domains that can be
@@ -105,11 +109,14 @@ def split_and_check(table: DomainTable, data: DataConfig, seed: int) -> tuple[Do
     test_rows = {domain: table.rows.select(_rows_of(facts, test, domain)) for domain in test_domains}
     targets, pool, target_problems = _target_pool(facts, test, train_domains, test_domains, data)
     problems += target_problems
+    mixed, mixed_validation, _ = _train_rows(facts, test, general, data.validation_fraction)
     leaks = Leaks()
     if data.drop_leaks and not problems:
-        leaks, twins = _leaks(table, train | validation | pool, test_rows, data.near_duplicate_threshold)
-        leaks = replace(leaks, dropped=int((twins & (train | validation)).sum()))
+        everything = train | validation | pool | mixed | mixed_validation
+        leaks, twins = _leaks(table, everything, test_rows, data.near_duplicate_threshold)
+        leaks = replace(leaks, dropped=int((twins & (everything & ~pool)).sum()))
         train, validation, pool = train & ~twins, validation & ~twins, pool & ~twins
+        mixed, mixed_validation = mixed & ~twins, mixed_validation & ~twins
     train, validation, validation_notes = _mend_validation(facts, train, validation)
     if not train.any() and not problems:
         problems.append(_nothing_to_train_on(facts, train_domains, data))
@@ -123,7 +130,8 @@ def split_and_check(table: DomainTable, data: DataConfig, seed: int) -> tuple[Do
         if not data.with_source:
             train, validation = train & pool, validation & pool
     if not data.drop_leaks and not problems:
-        leaks, _ = _leaks(table, train | validation, test_rows, data.near_duplicate_threshold)
+        learnt_from = train | validation | mixed | mixed_validation
+        leaks, _ = _leaks(table, learnt_from, test_rows, data.near_duplicate_threshold)
     splits = DomainSplits(
         train=table.rows.select(_indices(train)),
         validation=table.rows.select(_indices(validation)),
@@ -132,6 +140,8 @@ def split_and_check(table: DomainTable, data: DataConfig, seed: int) -> tuple[Do
         leaks=leaks,
         rule=_rule(test_domains, test_drawn, train_domains, validation_drawn, data),
         notes=(*notes, *validation_notes, *class_notes, *_leak_notes(leaks, test_rows)),
+        general=table.rows.select(_indices(mixed)) if general else None,
+        general_validation=table.rows.select(_indices(mixed_validation)) if general else None,
     )
     return splits, problems
 
@@ -139,12 +149,13 @@ def split_and_check(table: DomainTable, data: DataConfig, seed: int) -> tuple[Do
 def _row_facts(table: DomainTable, data: DataConfig) -> RowFacts:
     import numpy as np
 
-    columns = table.rows.select_columns(["domain", "split", "label"]).with_format("arrow")[:]
+    names = [name for name in ("domain", "split", "label") if name in table.rows.column_names]
+    columns = table.rows.select_columns(names).with_format("arrow")[:]
     domains: dict[str, int] = {}
     labels: dict[str, int] = {}
     domain = [domains.setdefault(name, len(domains)) for name in columns["domain"].to_pylist()]
-    raw_labels = columns["label"].to_pylist()
-    label = [labels.setdefault(str(raw), len(labels)) for raw in raw_labels]
+    raw_labels = columns["label"].to_pylist() if "label" in names else None  # parallel text has none
+    label = [labels.setdefault(str(raw), len(labels)) for raw in raw_labels or [None] * len(domain)]
     strata, members = _strata(tuple(domains), domain, raw_labels, data)
     return RowFacts(
         domains=tuple(domains),
@@ -158,11 +169,14 @@ def _row_facts(table: DomainTable, data: DataConfig) -> RowFacts:
 
 
 def _strata(
-    domains: Sequence[str], domain: Sequence[int], raw_labels: Sequence[Any], data: DataConfig
+    domains: Sequence[str], domain: Sequence[int], raw_labels: Sequence[Any] | None, data: DataConfig
 ) -> tuple[tuple[tuple[str, str | None], ...], np.ndarray]:
-    """``RowFacts.strata`` and ``RowFacts.members``; a missing label belongs to no class."""
+    """``RowFacts.strata`` and ``RowFacts.members``; a missing label belongs to no class, parallel text to its domain."""
     import numpy as np
 
+    if raw_labels is None:
+        rows = np.arange(len(domain))
+        return tuple((name, None) for name in domains), np.stack([rows, np.asarray(domain, dtype=np.int64)], axis=1)
     read = [() if raw is None else read_label(raw, data.label_separator) for raw in raw_labels]
     problem = data.problem if data.problem != "auto" else guess_problem([label for label in read if label != ()])
     strata: dict[tuple[str, str | None], int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hf_transfer.config import DataConfig, TrainConfig
@@ -21,6 +22,8 @@ def read_text(
         InputError: a file or a column that cannot be read; else all problems of the rows, then of the domains, then
             of the labels. A problem that an earlier one may have caused is left out.
     """
+    if task.name == "translation":
+        return _read_parallel_text(data, train, task, seed)
     # 1. Rows: repeated ids, missing domains, missing labels.
     # 2. Domains, of all rows: one without a label still shows that its domain exists.
     # 3. Labels, of the rows that have one.
@@ -41,6 +44,65 @@ def read_text(
     except InputError as error:
         problems += error.problems
     raise InputError(problems)
+
+
+def read_rows(data: DataConfig, task: Task) -> tuple[DomainTable, list[str]]:
+    """The checked rows of ``data.source``, and what stops a run about them."""
+    if task.name != "translation":
+        return check_rows(read_source(data), data)
+    from hf_transfer.sources.pairs import check_pairs
+    from hf_transfer.sources.parallel import read_pairs
+
+    table, problems, _ = check_pairs(read_pairs(data), data)
+    return table, problems
+
+
+def _read_parallel_text(
+    data: DataConfig, train: TrainConfig, task: Task, seed: int
+) -> tuple[DomainTable, DomainSplits, LabelSpace]:
+    """As ``read_text`` for pairs; general text joins the table, and its domains are scored but not trained on."""
+    table, problems = read_rows(data, task)
+    general: Sequence[str] = ()
+    if data.general_source is not None:
+        only = replace(data, source=data.general_source, train_domains=(), test_domains=(), general_source=None)
+        other, other_problems = read_rows(replace(only, general_share=None), task)
+        problems += [f"--data.general_source: {problem}" for problem in other_problems]
+        own = tuple(dict.fromkeys(table.rows["domain"]))
+        general = tuple(dict.fromkeys(other.rows["domain"]))
+        shared = sorted(set(own) & set(general))
+        if shared:
+            problems.append(
+                f"--data.general_source {data.general_source} and --data.source {data.source} both hold the domain "
+                f"{', '.join(shared)}: general text must have names of its own (a file or a column names them)."
+            )
+        table = _joined(table, other)
+        data = replace(
+            data,
+            train_domains=data.train_domains or table.default_train_domains or own,
+            test_domains=(*data.test_domains, *general) if data.test_domains else (),
+        )
+    if problems:
+        raise InputError(problems)
+    splits, problems = split_and_check(table, data, seed, general)
+    if problems:
+        raise InputError(problems)
+    return table, splits, task.read_labels(splits, data, train)
+
+
+def _joined(table: DomainTable, other: DomainTable) -> DomainTable:
+    """Rows of both; ids and places of the other are marked with its name, as two files may have the same one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from hf_transfer.sources.base import TEXT, arrow_table, make_table
+
+    rows = arrow_table(other.rows)
+    for name in ("example_id", "place"):
+        marked = pc.binary_join_element_wise(pa.scalar(other.name, TEXT), rows[name].cast(TEXT), pa.scalar(" ", TEXT))
+        rows = rows.set_column(rows.column_names.index(name), name, marked)
+    mine = arrow_table(table.rows)
+    joined = pa.concat_tables([mine, rows.select(mine.column_names)])
+    return make_table(joined, table.name, table.default_train_domains, (*table.notes, *other.notes))
 
 
 def _labelled(splits: DomainSplits, data: DataConfig) -> DomainSplits:

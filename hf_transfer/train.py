@@ -28,8 +28,8 @@ from hf_transfer import checkpoint
 from hf_transfer.adapt.base import Adapted, Stage
 from hf_transfer.batching import cut_window, share_window, window_count, window_indices
 from hf_transfer.config import TrainConfig
-from hf_transfer.errors import RunError
-from hf_transfer.optim import build_optimizer, parameter_groups, rate_factor, set_rate
+from hf_transfer.errors import InputError, RunError
+from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
 
@@ -154,13 +154,16 @@ def train(
         RunError: no finite gradient three times in a row, a trainable parameter that never gets one, or a restored
             step that does not score what it did.
     """
+    if not adapted.stages:
+        value = chooser.validate(adapted.model.to(accelerator.device))
+        return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
     plans = plan_stages(adapted.stages, len(rows), config)
     per_epoch = window_count(len(rows), config.window_size)
     last_step = plans[-1].first_step + plans[-1].steps
     lengths = np.asarray(rows["length"])
     adapted.model.to(accelerator.device)
-    make_batch, loss_function = functions.make_batch, functions.loss_function
-    names = drop_unused(adapted, make_batch(rows[lengths.argsort()[:2]]), loss_function, progress)
+    names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
+    start = {id(p): p.detach().clone() for p in adapted.parts.body} if config.l2_sp else {}
     state = RunState()
     schedule_began = 0.0  # seconds of training before the schedule of the stage
     if folder.resume_from is not None:
@@ -174,7 +177,7 @@ def train(
                 continue
             if plan.first_step == plan.schedule_first:
                 schedule_began = _seconds_at(plan.schedule_first, state)
-            model, optimizer = _prepare(adapted, plan.stage, names, config, accelerator)
+            model, optimizer = _prepare(adapted, plan.stage, names, config, start, accelerator)
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
             for step in range(state.step, plan.first_step + plan.steps):
@@ -184,7 +187,7 @@ def train(
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
                 window = window_indices(len(rows), config.window_size, seed, step)
-                batches = _my_batches(rows, window, lengths[window], make_batch, config, accelerator)
+                batches = _my_batches(rows, window, lengths[window], functions.train_batch, config, accelerator)
                 sums = learn_window(
                     model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator
                 )
@@ -212,7 +215,7 @@ def train(
                     )
                 if state.stopped_early or time_is_up:
                     break
-    selection = _restore(state, adapted.model, chooser, folder, accelerator)
+    selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
     return TrainResult(
         selection=selection,
         steps=state.step,
@@ -223,6 +226,21 @@ def train(
         padding_tokens=state.padding_tokens,
         skipped_steps=state.skipped_steps,
         stopped_early=state.stopped_early,
+    )
+
+
+def not_by_the_loop(selection: Selection, seconds: float, examples: int) -> TrainResult:
+    """What is said of the training of what took no optimizer step."""
+    return TrainResult(
+        selection=selection,
+        steps=0,
+        history=(),
+        train_seconds=seconds,
+        examples=examples,
+        tokens=0,
+        padding_tokens=0,
+        skipped_steps=0,
+        stopped_early=False,
     )
 
 
@@ -307,9 +325,19 @@ def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, pro
 
 
 def _prepare(
-    adapted: Adapted, stage: Stage, names: Collection[str], config: TrainConfig, accelerator: Accelerator
+    adapted: Adapted,
+    stage: Stage,
+    names: Collection[str],
+    config: TrainConfig,
+    start: Mapping[int, torch.Tensor],
+    accelerator: Accelerator,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer of a stage, wrapped for the processes; ``names`` are those that learn in any stage."""
+    """Model and optimizer of a stage, wrapped for the processes; ``names`` are those that learn in any stage.
+
+    ``start``: the body's parameters before training by ``id``, where ``l2_sp`` pulls towards them.
+    """
+    if start and getattr(accelerator, "is_fsdp2", False):
+        raise InputError("--train.l2_sp needs the start beside each parameter, and FSDP2 shards them: use DDP.")
     accelerator.free_memory()
     module = accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)  # an earlier stage may have wrapped it
     in_stage = {id(p) for p in stage.trainable}
@@ -320,6 +348,9 @@ def _prepare(
         for group in parameter_groups(adapted, stage, config)
     ]
     optimizer = build_optimizer([group for group in groups if group["params"]], config)
+    if start:
+        known = {p: start[id(p)] for group in groups for p in group["params"] if id(p) in start}
+        pull_to_start(optimizer, known, config.l2_sp)
     model, optimizer = accelerator.prepare(module, optimizer)
     adapted.set_train_mode(accelerator.unwrap_model(model))
     return model, optimizer
@@ -421,6 +452,9 @@ def _validate(
     record = {"step": state.step, "epoch": epoch, "metric": chooser.metric, "value": value, "seconds": seconds}
     state = replace(state, history=(*state.history, record))
     progress.note(f"step {state.step}  epoch {epoch:g}  validation {chooser.metric} {value:.4f}")
+    if config.average_checkpoints:
+        kept = [item["step"] for item in state.history[-config.average_checkpoints :]]
+        checkpoint.save_for_average(folder.checkpoints, model, names, kept, accelerator)
     if chooser.rule == "last":
         return state
     if state.best_step < 0 or chooser.better(value, state.best_value):
@@ -434,9 +468,19 @@ def _validate(
 
 
 def _restore(
-    state: RunState, model: nn.Module, chooser: Chooser, folder: RunFolder, accelerator: Accelerator
+    state: RunState,
+    model: nn.Module,
+    chooser: Chooser,
+    config: TrainConfig,
+    folder: RunFolder,
+    accelerator: Accelerator,
 ) -> Selection:
-    """Put the best step's parameters back, and see that they score what was recorded."""
+    """Put the best step's parameters back, and see that they score what was recorded; or the mean of the last ones."""
+    if config.average_checkpoints and state.history:
+        steps = [item["step"] for item in state.history[-config.average_checkpoints :]]
+        checkpoint.load_average(folder.checkpoints, model, steps, accelerator)
+        rule = f"mean of the weights at the last {len(steps)} validations"
+        return Selection(rule, chooser.metric, state.step, chooser.validate(model))
     if chooser.rule == "last" or state.best_step == state.step:
         value = state.history[-1]["value"] if state.history else math.nan
         return Selection(chooser.rule, chooser.metric, state.step, value)

@@ -3,20 +3,23 @@
 import copy
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model_state_dict
+import transformers
+from peft import AutoPeftModelForSeq2SeqLM, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from test_pretrained import open_it, with_head
 from tiny import ARCHITECTURES, make_checkpoint
+from tiny_translation import FAMILIES, make_translation_checkpoint
 from torch import nn
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.adapt.base import find_parts, new_modules
 from hf_transfer.adapt.freeze import layer_list
-from hf_transfer.adapt.lora import _is_attention, find_targets
+from hf_transfer.adapt.lora import _is_attention, find_targets, save_adapter
 from hf_transfer.config import AdaptConfig, ModelConfig, freeze_problems
 from hf_transfer.errors import InputError
 from hf_transfer.pretrained import align_labels, find_checkpoint
@@ -88,6 +91,8 @@ def freeze(folder: Path, spec: str, **adapt) -> Adapted:
         ("0-1,3", {"layer 0", "layer 1", "layer 3"}),
         ("regex:embeddings|pooler", {"embeddings", "pooler"}),
         (r"regex:layer\.[02]\.", {"layer 0", "layer 2"}),
+        ("embeddings+encoder", ALL - {"classifier"}),
+        ("embeddings:trainable", ALL - {"classifier", "embeddings"}),
     ],
 )
 def test_each_form_of_freeze_keeps_what_it_says(folders, spec, frozen):
@@ -110,6 +115,8 @@ def test_each_form_of_freeze_keeps_what_it_says(folders, spec, frozen):
         ("1-4", "--adapt.freeze 1-4: the checkpoint has layers 0 to 3"),
         ("regex:nothing_like_it", r"matches no parameter; their names look like bert\.embeddings"),
         ("regex:.", "freezes everything, the head too: freeze less"),
+        ("decoder", "--adapt.freeze decoder: the checkpoint is no encoder-decoder and has no decoder"),
+        ("encoder+cross_attention", "--adapt.freeze cross_attention: the checkpoint is no .* has no cross-attention"),
     ],
 )
 def test_freezing_what_is_not_there_or_everything_is_refused(folders, spec, message):
@@ -121,6 +128,21 @@ def test_freezing_what_is_not_there_or_everything_is_refused(folders, spec, mess
 def test_what_is_no_form_of_freeze_is_said_before_a_model_is_loaded(spec):
     (problem,) = AdaptConfig(strategy="freeze", freeze=spec).problems()
     assert problem.startswith(f"--adapt.freeze {spec}")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["encoder+decoder:trainable", "encoder:trainable+decoder", "encoder:", "encoder:frozen", "decoder:trainable:"],
+)
+def test_parts_that_are_frozen_and_parts_that_learn_are_not_mixed(spec):
+    (problem,) = AdaptConfig(strategy="freeze", freeze=spec).problems()
+    assert problem.startswith(f"--adapt.freeze {spec}: say of every part either nothing, to freeze them, or :trainable")
+
+
+@pytest.mark.parametrize("spec", ["encoder+4", "encoders", "+", "encoder+", "cross attention"])
+def test_parts_that_are_not_known_are_answered_with_those_that_are(spec):
+    (problem,) = AdaptConfig(strategy="freeze", freeze=spec).problems()
+    assert "parts (embeddings, encoder, decoder, cross_attention) joined by +" in problem
 
 
 def test_a_list_of_layers_is_read_in_any_order():
@@ -468,3 +490,237 @@ def test_eva_starts_from_the_main_directions_of_the_activations(folders):
     first = next(p for name, p in adapted.model.named_parameters() if "layer.0" in name and "lora_A" in name)
     overlap = (first.detach() @ directions.T).abs()
     assert (overlap.max(dim=1).values > 0.9).all(), "random directions of 16 axes overlap by about 0.25"
+
+
+# encoder-decoders that write
+
+
+@pytest.fixture(scope="module")
+def translators(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("translators")
+    return {family: make_translation_checkpoint(family, folder / family) for family in FAMILIES}
+
+
+@functools.cache
+def translator_once(folder: Path) -> transformers.PreTrainedModel:
+    return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
+def translator(folder: Path, new: tuple[str, ...] = ()) -> Pretrained:
+    return Pretrained(copy.deepcopy(translator_once(folder)), None, str(folder), "", "", new)
+
+
+def untied() -> Pretrained:
+    """A Marian whose encoder, decoder and output layer have a matrix each."""
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "vocab_size": 60}
+    size |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "pad_token_id": 59}
+    config = transformers.MarianConfig(
+        **size, decoder_vocab_size=50, share_encoder_decoder_embeddings=False, tie_word_embeddings=False
+    )
+    torch.manual_seed(0)
+    model = transformers.MarianMTModel(config)
+    assert model.lm_head.weight is not model.model.decoder.embed_tokens.weight
+    return Pretrained(model, None, "untied", "", "", ())
+
+
+def is_table(name: str) -> bool:
+    """Read off the names of Marian's, T5's and M2M100's parameters; T5's relative positions lie in its layers."""
+    tables = ("shared", "embed_tokens", "embed_positions", "layernorm_embedding", "lm_head")
+    return any(word in name for word in tables)
+
+
+def is_cross(name: str) -> bool:
+    """T5's decoder layers have attention on themselves in layer.0, on the encoder in layer.1, and the rest in layer.2."""
+    return "encoder_attn" in name or ("decoder.block" in name and ".layer.1." in name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_writes_has_no_head(translators, family):
+    pretrained = translator(translators[family])
+    parts = find_parts(pretrained)
+    model = pretrained.model
+    assert parts.head == () and new_modules(pretrained) == ()
+    learnable = [id(p) for p in model.parameters() if p.requires_grad]
+    assert sorted(id(p) for p in parts.body) == sorted(learnable)
+    assert (len(parts.layers), parts.encoder_depth) == (4, 2)
+    assert any(p is model.get_output_embeddings().weight for p in parts.embeddings), "tied"
+    everything = tuple(name for name, _ in model.named_parameters())
+    scratch = dataclasses.replace(pretrained, newly_initialised=everything)
+    assert find_parts(scratch) == parts and new_modules(scratch) == ()
+    adapted = apply_strategy(pretrained, AdaptConfig(strategy="full"))
+    assert adapted.head_names == ()
+    left = {name for name in everything if name not in adapted.summary.names}
+    fixed = {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+    assert left == (fixed if "marian" in family else set()), "sinusoidal positions are fixed, and not saved"
+
+
+def test_an_output_layer_of_its_own_is_at_the_top_of_the_body_and_frozen_with_the_embeddings():
+    pretrained = untied()
+    parts = find_parts(pretrained)
+    assert parts.rest == (pretrained.model.lm_head.weight,)
+    adapted = apply_strategy(pretrained, AdaptConfig(strategy="freeze", freeze="embeddings"))
+    frozen = {name for name, p in adapted.model.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        "lm_head.weight",
+        "model.encoder.embed_tokens.weight",
+        "model.encoder.embed_positions.weight",
+        "model.decoder.embed_tokens.weight",
+        "model.decoder.embed_positions.weight",
+    }
+
+
+FROZEN = {
+    "encoder": lambda name: "encoder" in name.split(".") and not is_table(name),
+    "decoder": lambda name: "decoder" in name.split(".") and not is_table(name),
+    "embeddings": is_table,
+    "cross_attention": is_cross,
+    "encoder+embeddings": lambda name: FROZEN["encoder"](name) or is_table(name),
+    "decoder+encoder": lambda name: not is_table(name),
+    "encoder:trainable": lambda name: not FROZEN["encoder"](name),
+    "decoder:trainable": lambda name: not FROZEN["decoder"](name),
+    "embeddings:trainable": lambda name: not is_table(name),
+    "cross_attention:trainable": lambda name: not is_cross(name),
+    "cross_attention:trainable+embeddings:trainable": lambda name: not (is_cross(name) or is_table(name)),
+    r"regex:\.fc1\.|\.wo\.": lambda name: ".fc1." in name or ".wo." in name,
+}
+
+
+@pytest.mark.parametrize("spec", FROZEN)
+@pytest.mark.parametrize("family", [*FAMILIES, "untied"])
+def test_each_part_of_an_encoder_decoder_is_frozen_alone_or_trained_alone(translators, family, spec):
+    assert freeze_problems(spec) == []
+    pretrained = untied() if family == "untied" else translator(translators[family])
+    adapted = apply_strategy(pretrained, AdaptConfig(strategy="freeze", freeze=spec))
+    fixed = {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}  # Marian's, by a formula
+    named = dict(adapted.model.named_parameters())
+    if "marian" in family or family == "untied":
+        assert not any(named.pop(name).requires_grad for name in fixed)
+    frozen = {name for name, p in named.items() if not p.requires_grad}
+    assert frozen == {name for name in named if FROZEN[spec](name)}
+    assert 0 < len(frozen) < len(named)
+
+
+def test_the_attention_on_the_encoder_has_its_norm_with_it(translators):
+    """By hand: per layer of the decoder, four projections with biases and a norm; T5's have no biases."""
+    for family, wanted in (("marian", 2 * (4 * (16 * 16 + 16) + 2 * 16)), ("t5", 2 * (4 * 16 * 16 + 16))):
+        adapt = AdaptConfig(strategy="freeze", freeze="cross_attention:trainable")
+        assert apply_strategy(translator(translators[family]), adapt).summary.trainable == wanted
+
+
+@pytest.mark.parametrize("family", ["marian", "t5", "nllb"])
+@pytest.mark.parametrize(("spec", "layers"), [("2", (0, 1)), ("fraction:0.75", (0, 1, 2)), ("1-3", (1, 2, 3))])
+def test_layers_of_an_encoder_decoder_are_counted_from_the_encoders_lowest_to_the_decoders_highest(
+    translators, family, spec, layers
+):
+    adapted = apply_strategy(translator(translators[family]), AdaptConfig(strategy="freeze", freeze=spec))
+    stacks = ("encoder.layers.", "decoder.layers.") if family != "t5" else ("encoder.block.", "decoder.block.")
+    marks = [f"{stacks[i // 2]}{i % 2}." for i in layers]
+    for name, p in adapted.model.named_parameters():
+        tables = is_table(name) and (spec != "1-3" or "embed_positions" in name)  # Marian's positions are fixed
+        assert p.requires_grad != (tables or any(mark in name for mark in marks)), name
+
+
+def test_freezing_all_of_a_model_without_a_head_is_refused(translators):
+    with pytest.raises(InputError, match=r"encoder\+decoder\+embeddings freezes everything: freeze less"):
+        freeze_all = AdaptConfig(strategy="freeze", freeze="encoder+decoder+embeddings")
+        apply_strategy(translator(translators["marian"]), freeze_all)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        ({"strategy": "probe"}, r"--adapt.strategy probe trains a head, and this model has none: .* Use full, lora or"),
+        ({"strategy": "full", "head_first": True}, "--adapt.head_first begins by training a new head"),
+        ({"strategy": "lora", "head_first": True}, "--adapt.head_first begins by training a new head"),
+        ({"strategy": "freeze", "head_first": True}, "--adapt.head_first begins by training a new head"),
+        (
+            {"strategy": "freeze", "gradual_unfreezing": True},
+            "--adapt.gradual_unfreezing begins by training a new head",
+        ),
+    ],
+)
+def test_what_begins_with_a_head_is_refused_where_there_is_none(translators, adapt, message):
+    with pytest.raises(InputError, match=message):
+        apply_strategy(translator(translators["t5"]), AdaptConfig(**adapt))
+
+
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_the_parts_of_a_classifier_are_those_it_had_and_its_head_always_learns(folders, architecture):
+    def frozen(spec):
+        adapted = freeze(folders[architecture], spec)
+        assert set(adapted.head_names) <= set(adapted.summary.names) and adapted.head_names
+        return {name for name, p in adapted.model.named_parameters() if not p.requires_grad}
+
+    everything = {name for name, _ in copy_of(folders[architecture]).model.named_parameters()}
+    body = {name for name in everything if "classification_head" not in name}
+    assert frozen("encoder") == {name for name in body if "decoder" not in name.split(".")}
+    assert frozen("decoder") == {name for name in body if "decoder" in name.split(".")}
+    assert frozen("cross_attention:trainable") == {name for name in body if not is_cross(name)}
+
+
+PAIR_IDS = {
+    "input_ids": torch.tensor([[8, 9, 14, 22, 2], [30, 5, 2, 1, 1]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    "decoder_input_ids": torch.tensor([[2, 7, 31, 12], [2, 40, 41, 2]]),
+}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "untied"])
+def test_lora_targets_of_a_model_that_writes_lie_in_its_layers(translators, family):
+    pretrained = untied() if family == "untied" else translator(translators[family])
+    parts = find_parts(pretrained)
+    attending = find_targets(pretrained.model, parts, "attention")
+    everywhere = find_targets(pretrained.model, parts, "all-linear")
+    # four projections in each attention: one per layer of the encoder, two per layer of the decoder
+    encoder, decoder = (1, 2) if family == "untied" else (2, 2)
+    feed_forward = {"mt5": 3}.get(family, 2)  # gated
+    assert len(attending) == 4 * encoder + 8 * decoder
+    assert len(everywhere) == len(attending) + feed_forward * (encoder + decoder)
+    assert set(attending) < set(everywhere)
+    assert not any(is_table(name) for name in everywhere)
+    endings = {"q", "k", "v", "o"} if "t5" in family else {"q_proj", "k_proj", "v_proj", "out_proj"}
+    assert {name.rsplit(".", 1)[-1] for name in attending} == endings
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "attention"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_of_a_model_that_writes_learns_and_loads_with_peft_to_equal_logits(
+    translators, family, targets, tmp_path
+):
+    folder = translators[family]
+    adapted = apply_strategy(translator(folder), AdaptConfig(strategy="lora", lora_targets=targets, lora_dropout=0.0))
+    model = adapted.model
+    with torch.no_grad():
+        start = model(**PAIR_IDS).logits
+        assert torch.equal(start, translator_once(folder)(**PAIR_IDS).logits), "the update begins at nothing"
+    assert adapted.head_names == () and all(".lora_" in name for name in adapted.summary.names)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(3):
+        logits = model(**PAIR_IDS).logits
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor([7, 31, 12, 2, 40, 41, 2, 2]))
+        loss.backward()
+        if losses:  # at first B is zero, and A cannot learn
+            assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[2] < losses[0]
+    save_adapter(tmp_path, model, adapted.initial_update, str(folder), None)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert all(".lora_" in name for name in saved)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["task_type"] == "SEQ_2_SEQ_LM" and not settings["modules_to_save"]
+    model.eval()
+    with torch.no_grad():
+        wanted = model(**PAIR_IDS).logits
+        assert (wanted - start).abs().max() > 1e-3
+        again = PeftModel.from_pretrained(copy.deepcopy(translator_once(folder)), tmp_path).eval()
+        assert torch.equal(again(**PAIR_IDS).logits, wanted)
+        opened = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+        assert torch.equal(opened(**PAIR_IDS).logits, wanted)
+        merged = again.merge_and_unload()
+        torch.testing.assert_close(merged(**PAIR_IDS).logits, wanted, rtol=1e-5, atol=1e-5)
+        merged.save_pretrained(tmp_path / "merged")
+        stock = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(stock(**PAIR_IDS).logits, wanted, rtol=1e-5, atol=1e-5)

@@ -19,12 +19,12 @@ from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.artefact import save_artefact, write_model
-from hf_transfer.config import AdaptConfig, ModelConfig
+from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig
 from hf_transfer.errors import RunError
 from hf_transfer.loading import METADATA_SCHEMA, LoadedModel, load
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, Pretrained
-from hf_transfer.tasks import TASKS, bind
+from hf_transfer.tasks import TASKS
 from hf_transfer.train import drop_unused, learn_window
 
 TASK = TASKS["classification"]
@@ -78,7 +78,7 @@ def metadata_of(pretrained: Pretrained, labels: LabelSpace) -> dict:
 
 
 def learn_a_little(pretrained: Pretrained, adapted: Adapted, labels: LabelSpace, steps: int = 5) -> Case:
-    functions = bind(TASK, labels, pretrained.tokenizer)
+    functions = TASK.bind(labels, pretrained, RunConfig(), ())
     rows = encoded_rows(8, len(pretrained.tokenizer), len(labels.names))
     if labels.problem == "multi_label":
         rows = rows.map(lambda row: {"labels": [float(row["labels"] == i) for i in range(3)]})

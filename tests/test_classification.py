@@ -10,11 +10,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from tiny import make_tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_transfer.config import DataConfig, TrainConfig
+from hf_transfer.config import DataConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError
 from hf_transfer.labels import as_names, guess_problem, read_label, sort_names
 from hf_transfer.records import Batch, DomainSplits, LabelSpace, Leaks
-from hf_transfer.tasks import TASKS, bind
+from hf_transfer.tasks import TASKS
 
 TASK = TASKS["classification"]
 
@@ -117,7 +117,7 @@ def test_the_classes_of_integers_strings_and_whole_floats_are_the_same():
     for labels in ([10, 2, 2], ["10", "2", "2"], [10.0, 2.0, 2.0]):
         assert read(splits_of(labels)) == wanted
     mixed = splits_of([10, 2], test={"books": ["2", "10"], "apps": [2.0, 10.0]})
-    encoded = TASK.encode(mixed, read(mixed), make_tokenizer(), 20)
+    encoded = TASK.encode(mixed, read(mixed), opened(make_tokenizer()), 20)
     assert [rows["labels"][:] for rows in (encoded.train, *encoded.test.values())] == [[1, 0], [0, 1], [0, 1]]
 
 
@@ -163,7 +163,7 @@ def test_lists_and_separated_strings_are_multi_label():
     space = read(separated, label_separator=";")
     assert (space.names, space.separator) == (wanted.names, ";")
     for splits, labels in ((lists, wanted), (separated, space)):
-        encoded = TASK.encode(splits, labels, make_tokenizer(), 20)
+        encoded = TASK.encode(splits, labels, opened(make_tokenizer()), 20)
         assert encoded.train["labels"][:] == [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     (problem,) = problems_of(splits_of([["a"], ["b"]], test={"books": [["a", "c"]]}))
     assert problem.startswith("label 'c' occurs 1 times in test:books (first at books.csv:1)")
@@ -187,7 +187,7 @@ def test_fractions_are_regression_and_what_is_no_number_is_named():
     splits = splits_of([0.5, 2.0])
     assert read(splits) == LabelSpace("regression")
     assert read(splits).output_count == 1
-    assert TASK.encode(splits, read(splits), make_tokenizer(), 20).train["labels"][:] == [0.5, 2.0]
+    assert TASK.encode(splits, read(splits), opened(make_tokenizer()), 20).train["labels"][:] == [0.5, 2.0]
     problems = problems_of(splits_of(["0.5", "2"], test={"books": ["1", "good", "nan"]}))
     wanted = "2 labels of test:books are not numbers (books.csv:2, books.csv:3): mend them, or choose another"
     assert len(problems) == 1 and problems[0].startswith(wanted)
@@ -230,7 +230,7 @@ def test_a_declared_class_without_examples_does_not_change_the_weights_of_the_ot
 def encode(texts: list[str], max_length: int = 20, pairs: list[str] | None = None, types: bool = True):
     rows = table(["a"] * len(texts), texts=texts, **({"text_pair": pairs} if pairs else {}))
     splits = DomainSplits(rows, rows.select([]), {"books": rows.select([0])}, ("books",), Leaks(), "hash")
-    return TASK.encode(splits, LabelSpace("single_label", ("a", "b")), make_tokenizer(types), max_length)
+    return TASK.encode(splits, LabelSpace("single_label", ("a", "b")), opened(make_tokenizer(types)), max_length)
 
 
 def test_texts_become_the_tokenizers_ids_with_their_length_domain_and_id():
@@ -323,7 +323,7 @@ def test_labels_of_a_batch_have_the_shape_of_the_problem(labels, shape, dtype, t
 def loss(logits: torch.Tensor, labels: list, space: LabelSpace, smoothing: float = 0.0):
     rows = {"input_ids": [[2, 3]] * len(labels), "labels": labels, "example_id": [""] * len(labels)}
     batch: Batch = TASK.make_batch(rows, make_tokenizer())
-    functions = bind(TASK, space, make_tokenizer(), smoothing)
+    functions = TASK.bind(space, opened(make_tokenizer()), RunConfig(train=TrainConfig(label_smoothing=smoothing)), ())
     return functions.loss_function(SequenceClassifierOutput(logits=logits), batch)
 
 

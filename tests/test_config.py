@@ -121,7 +121,7 @@ IMPOSSIBLE = [
     (
         "evaluate",
         {"controls": ("tfidff", "majority")},
-        "--evaluate.controls names 'tfidff', which is not known. Did you mean tfidf? There are before, scratch, tfidf, "
+        "--evaluate.controls names 'tfidff', which is not known in classification. Did you mean tfidf? There are before, scratch, tfidf, "
         "majority.",
     ),
     ("evaluate", {"controls": ("tfidf", "tfidf")}, "--evaluate.controls names tfidf more than once: name each once."),
@@ -134,9 +134,17 @@ IMPOSSIBLE = [
 
 # the same for a comparison
 IMPOSSIBLE_TO_COMPARE = [
-    ("", {"strategies": ("lora", "ful")}, "--strategies names 'ful', which is not known. Did you mean full? There are"),
+    (
+        "",
+        {"strategies": ("lora", "ful")},
+        "--strategies names 'ful', which is not known in classification. Did you mean full? There are",
+    ),
     ("", {"strategies": ("lora", "lora")}, "--strategies names lora more than once: name each once."),
-    ("", {"controls": ("quux",)}, "--controls names 'quux', which is not known. There are before, scratch, tfidf,"),
+    (
+        "",
+        {"controls": ("quux",)},
+        "--controls names 'quux', which is not known in classification. There are before, scratch, tfidf,",
+    ),
     ("", {"controls": ("tfidf", "tfidf")}, "--controls names tfidf more than once: name each once."),
     (
         "",
@@ -308,7 +316,7 @@ def test_a_value_of_the_wrong_kind_given_from_python_is_refused_before_it_is_com
         check_config(config)
     assert caught.value.problems == (
         "--data.train_domains must be a list of names, found 'books'.",
-        "--adapt.strategy must be one of probe, freeze, lora, full, found 'ful'.",
+        "--adapt.strategy must be one of probe, freeze, lora, full, mixed, interpolated, knn, found 'ful'.",
         "--adapt.head_first must be true or false, found 1.",
         "--train.max_steps must be a whole number or null, found '3'.",
         "--train.window_size must be a whole number, found 16.0.",

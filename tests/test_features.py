@@ -15,11 +15,11 @@ from tiny import ARCHITECTURES, make_checkpoint
 from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
-from hf_transfer.config import AdaptConfig, TrainConfig
+from hf_transfer.config import AdaptConfig, RunConfig, TrainConfig
 from hf_transfer.features import FeatureStore, stored_body
 from hf_transfer.predict import predict
 from hf_transfer.records import LabelSpace, Pretrained
-from hf_transfer.tasks import TASKS, bind
+from hf_transfer.tasks import TASKS
 from hf_transfer.train import Chooser, RunFolder, train
 
 THREE = LabelSpace("single_label", ("a", "b", "c"))
@@ -69,7 +69,7 @@ def fresh(folder: Path, strategy: str = "probe", model: tuple = (), **adapt) -> 
 
 
 def functions_of(pretrained: Pretrained):
-    return bind(TASKS["classification"], THREE, pretrained.tokenizer)
+    return TASKS["classification"].bind(THREE, pretrained, RunConfig(), ())
 
 
 def rows_for(pretrained: Pretrained, count: int = 20, seed: int = 0, types: bool = False) -> Dataset:

@@ -1,4 +1,4 @@
-"""Values agree with scikit-learn and SciPy, vectorised resamples with the naive loop, and edge cases are recorded."""
+"""Values agree with scikit-learn, SciPy and sacrebleu, resamples with the naive loop, and edge cases are recorded."""
 
 import json
 import os
@@ -8,13 +8,25 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU, CHRF, TER
 from scipy import stats
+from sentences import references_of, with_mistakes
 from sklearn import metrics as sk
 
+from hf_transfer import translation_scores
 from hf_transfer.errors import InputError
-from hf_transfer.metrics import METRICS, check_metrics, default_metrics, find_metric, score, score_with_interval
+from hf_transfer.metrics import (
+    METRICS,
+    arrays_of,
+    check_metrics,
+    default_metrics,
+    find_metric,
+    score,
+    score_with_interval,
+)
 from hf_transfer.records import Predictions, Problem
 from hf_transfer.statistics import bootstrap_counts
+from hf_transfer.translation_scores import sentence_statistics
 
 PROBLEMS = get_args(Problem)
 CASES = [(name, problem) for name, metric in METRICS.items() for problem in metric.problems]
@@ -22,6 +34,10 @@ CASES = [(name, problem) for name, metric in METRICS.items() for problem in metr
 
 def averaged(function, average):
     return lambda reference, predicted, _: function(reference, predicted, average=average, zero_division=0)
+
+
+def on_text(metric):
+    return lambda reference, predicted, _: metric.corpus_score(predicted.tolist(), [reference.tolist()]).score
 
 
 REFERENCES = {  # (reference, predicted, probabilities) -> value, written independently of METRICS
@@ -40,6 +56,10 @@ REFERENCES = {  # (reference, predicted, probabilities) -> value, written indepe
     "precision_macro": averaged(sk.precision_score, "macro"),
     "recall_micro": averaged(sk.recall_score, "micro"),
     "recall_macro": averaged(sk.recall_score, "macro"),
+    "bleu": on_text(BLEU()),
+    "chrf": on_text(CHRF(word_order=2)),
+    "ter": on_text(TER()),
+    "comet": lambda reference, predicted, statistics: np.mean(statistics[:, 36], dtype=np.float64),
 }
 
 
@@ -51,6 +71,13 @@ def make(reference, predicted, probabilities=None) -> Predictions:
     return Predictions(ids, np.full(len(ids), "books"), predicted, reference, np.asarray(probabilities, np.float32))
 
 
+def make_translations(reference, predicted) -> Predictions:
+    """With a made-up column for COMET, which is not installed."""
+    statistics = sentence_statistics(predicted, reference, ["bleu", "chrf", "ter"])
+    statistics[:, 36] = 90 - statistics[:, 34]
+    return make(np.array(reference, dtype=object), np.array(predicted, dtype=object), statistics)
+
+
 def drawn(problem: Problem, count: int = 40, seed: int = 0) -> Predictions:
     """Predictions that are right a little more often than chance; ties in the regression case."""
     rng = np.random.default_rng(seed)
@@ -59,6 +86,9 @@ def drawn(problem: Problem, count: int = 40, seed: int = 0) -> Predictions:
         logits = rng.normal(size=(count, 4)) + (reference[:, None] == np.arange(4))
         probabilities = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
         return make(reference, probabilities.argmax(axis=1), probabilities)
+    if problem == "translation":
+        references = references_of(count, seed)
+        return make_translations(references, with_mistakes(references, 0.3, seed))
     if problem == "multi_label":
         reference = (rng.random((count, 3)) < 0.4).astype(int)
         return make(reference, np.where(rng.random((count, 3)) < 0.7, reference, 1 - reference))
@@ -87,10 +117,8 @@ def test_values_equal_scikit_learn_and_scipy(name, problem):
 @pytest.mark.parametrize(("name", "problem"), CASES)
 def test_vectorised_resamples_equal_the_naive_loop(name, problem, count):
     predictions = drawn(problem, count, seed=count)
-    given = predictions.probabilities if METRICS[name].reads == "probabilities" else predictions.predicted
-    real = problem == "regression" or given is predictions.probabilities
     (counts,) = bootstrap_counts(np.ones(count, int), 20, np.random.default_rng(1))
-    vectorised = METRICS[name].weighted(counts, predictions.reference, given.astype(np.float64 if real else np.int64))
+    vectorised = METRICS[name].weighted(counts, *arrays_of(METRICS[name], predictions))
     naive = []
     for row in counts.astype(int):
         chosen = np.repeat(np.arange(count), row)
@@ -101,7 +129,7 @@ def test_vectorised_resamples_equal_the_naive_loop(name, problem, count):
     assert vectorised == pytest.approx(np.array(naive), rel=1e-10, abs=1e-10, nan_ok=True)
 
 
-INTERVAL_CASES = [case for case in CASES if case[0] in ("f1_macro", "log_loss", "spearman")]
+INTERVAL_CASES = [case for case in CASES if case[0] in ("f1_macro", "log_loss", "spearman", "bleu")]
 
 
 @pytest.mark.parametrize(("name", "problem"), INTERVAL_CASES)
@@ -109,9 +137,9 @@ def test_intervals_agree_with_a_naive_bootstrap_over_examples(name, problem):
     predictions = drawn(problem, 60, seed=3)
     value, low, high = score_with_interval(name, predictions, 0.9, 4000, seed=0)
     rng, metric = np.random.default_rng(9), METRICS[name]
-    given = getattr(predictions, metric.reads)
+    reference, given = arrays_of(metric, predictions)
     rows = (rng.integers(0, 60, 60) for _ in range(300))
-    naive = np.quantile([metric.score(predictions.reference[row], given[row]) for row in rows], [0.05, 0.95])
+    naive = np.quantile([metric.score(reference[row], given[row]) for row in rows], [0.05, 0.95])
     assert low < value < high
     assert (low, high) == pytest.approx(naive, abs=0.2 * (high - low)), "300 naive draws against 4,000 of ours"
 
@@ -225,6 +253,11 @@ def test_log_loss_clips_probabilities_at_the_precision_of_float32():
 @pytest.mark.parametrize(("name", "problem"), CASES)
 def test_higher_is_better_says_which_way_a_metric_points(name, problem):
     guessed, rng = drawn(problem, 60), np.random.default_rng(0)
+    if problem == "translation":
+        assert (score(name, make_translations(guessed.reference, guessed.reference)) > score(name, guessed)) == METRICS[
+            name
+        ].higher_is_better
+        return
     perfect = np.eye(4)[guessed.reference] if problem == "single_label" else None
     right = make(guessed.reference, guessed.reference, perfect)
     shuffled = rng.permutation(60)
@@ -236,7 +269,8 @@ def test_higher_is_better_says_which_way_a_metric_points(name, problem):
 def test_default_metrics_score_their_problem(problem):
     names = default_metrics(problem)
     assert check_metrics(names, problem) == []
-    assert names[0] == {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}[problem]
+    first = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson", "translation": "bleu"}
+    assert names[0] == first[problem]
 
 
 def test_unknown_metrics_are_refused_with_the_nearest_and_all_of_the_problem():
@@ -266,8 +300,54 @@ def test_all_problems_with_metrics_arrive_together():
 def test_scoring_by_an_unknown_metric_is_refused():
     with pytest.raises(InputError, match="`acuracy` is not a metric: did you mean accuracy"):
         score("acuracy", drawn("single_label"))
-    with pytest.raises(InputError, match="`chrf` is not a metric"):
-        find_metric("chrf")
+    with pytest.raises(InputError, match="`meteor` is not a metric"):
+        find_metric("meteor")
+
+
+# --- translations ---
+
+
+def test_translations_are_scored_by_their_statistics_alone():
+    """results.json holds neither hypotheses nor references."""
+    full = drawn("translation")
+    nothing = np.full(40, "", dtype=object)
+    hashes = np.array([f"{row:08x}" for row in range(40)])
+    kept = Predictions(full.example_ids, full.domain_ids, nothing, hashes, full.probabilities)
+    for name in ("bleu", "chrf", "ter", "comet"):
+        found = score_with_interval(name, kept, 0.95, 100, seed=0)
+        assert found == score_with_interval(name, full, 0.95, 100, seed=0) and 0 < found[0] < 100
+
+
+def test_a_translation_metric_is_undefined_where_its_statistics_are_missing():
+    predictions = drawn("translation")
+    some = predictions.probabilities.copy()
+    some[:, 34:], some[3, 12] = np.nan, np.nan
+    for statistics, defined in ((some, {"bleu"}), (np.full((40, 1), np.nan), set()), (some[:, :10], set())):
+        kept = make(predictions.reference, predictions.predicted, statistics)
+        for name in ("bleu", "chrf", "ter", "comet"):
+            found = score_with_interval(name, kept, 0.95, 100, seed=0)
+            assert np.isnan(found).all() == (name not in defined) and np.isnan(found).any() == (name not in defined)
+
+
+def test_translation_metrics_are_in_points_and_say_how_they_were_computed():
+    in_points = {name for name, metric in METRICS.items() if metric.unit == "points"}
+    assert in_points == {"bleu", "chrf", "ter", "comet"} == {name for name in METRICS if METRICS[name].signature}
+    assert METRICS["bleu"].signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert "nw:2" in METRICS["chrf"].signature and METRICS["chrf"].title == "chrF++"
+    perfect = make_translations(references_of(20), references_of(20))
+    assert [score(name, perfect) for name in ("bleu", "chrf", "ter")] == pytest.approx([100, 100, 0])
+
+
+def test_comet_is_refused_with_the_remedy_unless_it_can_be_computed(monkeypatch):
+    assert check_metrics(["bleu", "chrf", "ter"], "translation") == []
+    monkeypatch.setattr(translation_scores, "comet_problem", lambda: "`comet` needs x: pip install x.")
+    assert check_metrics(["bleu", "comet"], "translation") == ["--evaluate.metrics: `comet` needs x: pip install x."]
+    assert check_metrics(["comet"], "regression")[0].startswith("--evaluate.metrics: `comet` scores translation")
+    monkeypatch.setattr(translation_scores, "comet_problem", lambda: "")
+    assert check_metrics(["bleu", "comet"], "translation") == []
+
+
+# --- modules of Hugging Face evaluate ---
 
 
 MODULES_SCRIPT = """
@@ -289,7 +369,8 @@ for case, (predictions, references) in inputs.items():
     name = case.split()[0]
     module = evaluate_module(name)
     assert isinstance(module, evaluate.Metric) and module.name == name
-    found[case] = module.compute(predictions=predictions, references=references)[name]
+    more = {"sources": references} if name == "comet" else {}
+    found[case] = module.compute(predictions=predictions, references=references, **more)[name]
 
 predictions, references = inputs["accuracy single_label"]
 both = evaluate.combine([evaluate_module("accuracy"), evaluate_module("f1_macro")])
@@ -306,6 +387,21 @@ print(json.dumps(found))
 """
 
 
+COMET = """
+class Model:
+    def predict(self, rows, batch_size, gpus, progress_bar):
+        self.scores = [(len(row["mt"]) - len(row["src"]) + len(row["ref"])) / 100 for row in rows]
+        return self
+
+def download_model(name, local_files_only):
+    return "model.ckpt"
+
+def load_from_checkpoint(path, local_files_only):
+    return Model()
+"""
+"""A package of COMET's shape: a translation is as good as it is long, as source and reference are the same here."""
+
+
 @pytest.fixture(scope="module")
 def modules(root, tmp_path_factory):
     """What evaluate's modules give in a fresh process without network, in a folder that holds a trap."""
@@ -315,10 +411,13 @@ def modules(root, tmp_path_factory):
     inputs = {}
     for name, problem in CASES:
         predictions = drawn(problem)
-        given = getattr(predictions, METRICS[name].reads)
+        given = predictions.predicted if problem == "translation" else getattr(predictions, METRICS[name].reads)
         inputs[f"{name} {problem}"] = (given.tolist(), predictions.reference.tolist())
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_HOME": str(home), "CACHE": str(home / "cache"), "PYTHONPATH": str(root)}
+    stands_in = tmp_path_factory.mktemp("comet")
+    (stands_in / "comet.py").write_text(COMET)
+    path = os.pathsep.join([str(root), str(stands_in)])
+    environment |= {"HF_HOME": str(home), "CACHE": str(home / "cache"), "PYTHONPATH": path}
     command = [sys.executable, "-c", MODULES_SCRIPT]
     done = subprocess.run(
         command, input=json.dumps(inputs), capture_output=True, text=True, cwd=work, env=environment, check=False
@@ -329,7 +428,9 @@ def modules(root, tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "problem"), CASES)
 def test_evaluate_modules_give_the_same_values_without_a_network(modules, name, problem):
-    assert modules[0][f"{name} {problem}"] == pytest.approx(score(name, drawn(problem)), rel=1e-12, abs=1e-12)
+    predictions = drawn(problem)
+    value = np.mean([len(text) for text in predictions.predicted]) if name == "comet" else score(name, predictions)
+    assert modules[0][f"{name} {problem}"] == pytest.approx(value, rel=1e-12, abs=1e-12)
 
 
 def test_evaluate_modules_can_be_combined_fed_one_by_one_and_kept_on_disk(modules):

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_transfer.adapt import apply_strategy
 from hf_transfer.config import AdaptConfig, TrainConfig
-from hf_transfer.optim import build_optimizer, parameter_groups, rate_factor, set_rate
+from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 
 FRACTIONS = [0.0, 0.06, 0.1, 0.5, 0.99]
 
@@ -167,3 +167,103 @@ def test_a_tied_weight_is_updated_once(folders):
         adapted, groups = grouped(folders[name], strategy="full")
         shared = adapted.model.get_input_embeddings().weight
         assert sum(p is shared for group in groups for p in group["params"]) == 1
+
+
+# the pull to the start
+
+
+def two_groups(train):
+    torch.manual_seed(0)
+    pulled, new = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))
+    groups = [
+        {"name": "rest", "params": [pulled], "peak_lr": 0.03, "weight_decay": 0.0},
+        {"name": "head", "params": [new], "peak_lr": 0.3, "weight_decay": 0.0},
+    ]
+    return pulled, new, build_optimizer(groups, train)
+
+
+def test_each_step_ends_with_a_pull_to_the_start_worked_out_by_hand():
+    """theta' = theta_adam - rate * lambda * (theta_adam - theta_0), in double precision, with AdamW's own update."""
+    train = TrainConfig(weight_decay=0.0)
+    pulled, new, optimizer = two_groups(train)
+    start, gradients = pulled.detach().clone(), torch.randn(5, 3, 4)
+    pull_to_start(optimizer, {pulled: start}, strength=2.0)
+    first, second, weight = torch.zeros(3, 4).double(), torch.zeros(3, 4).double(), start.double()
+    for step, gradient in enumerate(gradients, start=1):
+        rate = set_rate(optimizer, 1 / step) * 0.1  # the largest rate is the head's, ten times this one's
+        pulled.grad, new.grad = gradient.clone(), torch.ones(4)
+        optimizer.step()
+        first = 0.9 * first + 0.1 * gradient.double()
+        second = 0.999 * second + 0.001 * gradient.double() ** 2
+        weight = weight - rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + train.adam_epsilon)
+        weight = weight - rate * 2.0 * (weight - start.double())
+        torch.testing.assert_close(pulled.detach().double(), weight, rtol=0, atol=1e-6)
+    assert (pulled.detach() - start).abs().max() > 0.02
+
+
+def test_a_parameter_without_a_start_or_without_a_gradient_is_not_pulled():
+    def after(strength, gradient):
+        pulled, new, optimizer = two_groups(TrainConfig())
+        if strength:
+            pull_to_start(optimizer, {pulled: torch.zeros(3, 4)}, strength)
+        set_rate(optimizer, 1.0)
+        pulled.grad, new.grad = gradient, torch.ones(4)
+        optimizer.step()
+        return pulled.detach(), new.detach()
+
+    gradient = torch.ones(3, 4)
+    assert torch.equal(after(0.0, gradient)[1], after(5.0, gradient)[1])
+    assert not torch.equal(after(0.0, gradient)[0], after(5.0, gradient)[0])
+    assert torch.equal(after(0.0, None)[0], after(5.0, None)[0])
+
+
+def test_the_pull_ends_when_its_handle_is_removed_and_the_start_is_not_changed():
+    pulled, _, optimizer = two_groups(TrainConfig())
+    start = torch.full((3, 4), 7.0)
+    handle = pull_to_start(optimizer, {pulled: start}, 1.0)
+    set_rate(optimizer, 1.0)
+    pulled.grad = torch.zeros(3, 4)
+    before = pulled.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(pulled.detach(), before + 0.03 * (start - before))
+    assert torch.equal(start, torch.full((3, 4), 7.0))
+    handle.remove()
+    before = pulled.detach().clone()
+    optimizer.step()
+    assert torch.equal(pulled.detach(), before)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_optimizer_that_accelerate_prepared_pulls_once_a_step(when):
+    from accelerate import Accelerator
+
+    model = nn.Linear(4, 3)
+    start = {p: torch.zeros_like(p) for p in model.parameters()}
+    optimizer = build_optimizer([{"name": "x", "params": list(model.parameters()), "peak_lr": 0.1}], TrainConfig())
+    accelerator = Accelerator(cpu=True)
+    if when == "before":
+        pull_to_start(optimizer, start, 2.0)
+    _, prepared = accelerator.prepare(model, optimizer)
+    if when == "after":
+        pull_to_start(prepared, start, 2.0)
+    set_rate(prepared, 1.0)
+    before = model.weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    prepared.step()
+    torch.testing.assert_close(model.weight.detach(), before * (1 - 0.1 * 2.0))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("overflows", [True, False])
+def test_a_step_that_the_gradient_scaler_skips_does_not_pull(fused, overflows):
+    """A fused optimizer is called even so; the scaler tells it of infinite gradients."""
+    weight = nn.Parameter(torch.ones(3, 4))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    pull_to_start(optimizer, {weight: torch.zeros(3, 4)}, 2.0)
+    scaler.scale((weight * (torch.inf if overflows else 0.0)).sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    torch.testing.assert_close(weight.detach(), torch.full((3, 4), 1.0 if overflows else 0.8))

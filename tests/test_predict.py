@@ -11,9 +11,10 @@ from test_pretrained import open_it
 from tiny import make_checkpoint
 from toy import encoded_rows, launch_two
 
+from hf_transfer.config import RunConfig
 from hf_transfer.predict import _in_order, predict
 from hf_transfer.records import LabelSpace, Predictions
-from hf_transfer.tasks import TASKS, bind
+from hf_transfer.tasks import TASKS
 
 THREE = LabelSpace("single_label", ("a", "b", "c"))
 BUDGETS = [(11, 60), (11, 1), (1, 60)]  # an uneven share, a batch per row, and a process without any row
@@ -24,7 +25,7 @@ def open_with_rows(checkpoint: object, count: int, labels: LabelSpace = THREE):
     rows = encoded_rows(count, len(pretrained.tokenizer), 3)
     domains = [("books", "apps")[i % 2] for i in range(count)]
     rows = rows.remove_columns("domain").add_column("domain", domains)
-    return pretrained.model, rows, bind(TASKS["classification"], labels, pretrained.tokenizer)
+    return pretrained.model, rows, TASKS["classification"].bind(labels, pretrained, RunConfig(), ())
 
 
 def everything_about(predictions: Predictions) -> dict:

@@ -5,10 +5,11 @@ import time
 import numpy as np
 import pytest
 from scipy import stats
+from sentences import references_of, translated, with_mistakes
 
 from hf_transfer import significance, statistics
 from hf_transfer.errors import InputError
-from hf_transfer.metrics import METRICS, score, score_with_interval
+from hf_transfer.metrics import METRICS, arrays_of, score, score_with_interval
 from hf_transfer.records import Predictions
 from hf_transfer.significance import (
     Difference,
@@ -21,6 +22,7 @@ from hf_transfer.significance import (
     verdict,
 )
 from hf_transfer.statistics import derived_seed
+from hf_transfer.translation_scores import sentence_statistics
 
 Models = list[Predictions]
 
@@ -45,6 +47,8 @@ def models(problem: str, count: int = 60, number: int = 2, seed: int = 0) -> Mod
     if problem == "regression":
         reference = rng.normal(3, 1, count)
         return [make(reference, (reference + rng.normal(size=count)).astype(np.float32)) for _ in range(number)]
+    if problem == "translation":
+        return [translated(count, 0.3, number * seed + one, reference_seed=seed) for one in range(number)]
     if problem == "multi_label":
         reference = (rng.random((count, 3)) < 0.4).astype(int)
         kept = [rng.random((count, 3)) < 0.8 for _ in range(number)]
@@ -80,12 +84,12 @@ def test_intervals_and_p_values_equal_those_of_single_examples(name, problem):
     """Nothing is grouped here: every example is drawn, or swapped, on its own."""
     a, b = models(problem, 40, seed=1)
     metric, rng, count, draws = METRICS[name], np.random.default_rng(3), 40, 5000
-    said_a, said_b = (getattr(one, metric.reads) for one in (a, b))
+    (reference, said_a), (_, said_b) = (arrays_of(metric, one) for one in (a, b))
     resampled = np.zeros((draws, count))
     np.add.at(resampled, (np.arange(draws)[:, None], rng.integers(0, count, (draws, count))), 1)
-    differences = metric.weighted(resampled, a.reference, said_a) - metric.weighted(resampled, a.reference, said_b)
+    differences = metric.weighted(resampled, reference, said_a) - metric.weighted(resampled, reference, said_b)
     swapped = (rng.random((draws, count)) < 0.5).astype(float)
-    both = np.concatenate([a.reference, b.reference]), np.concatenate([said_a, said_b])
+    both = np.concatenate([reference, reference]), np.concatenate([said_a, said_b])
     left = metric.weighted(np.hstack([1 - swapped, swapped]), *both)
     right = metric.weighted(np.hstack([swapped, 1 - swapped]), *both)
 
@@ -194,6 +198,95 @@ def test_permutations_that_differ_only_by_rounding_count_as_equal():
     a[:10], b[:10] = b[:10].copy(), a[:10].copy()
     found = paired_difference("mae", [make(reference, a)], [make(reference, b)], 0.95, 40_000, 0)
     assert found.p_value == pytest.approx(stats.binomtest(10, 30).pvalue, abs=0.006)
+
+
+# --- translations ---
+
+
+def systems(count: int, shares: tuple[float, float] = (0.25, 0.3)) -> tuple[list[str], list[list[str]], Models]:
+    """References, what two systems made of them, and what a run keeps of it."""
+    references = references_of(count)
+    texts = [with_mistakes(references, share, seed) for seed, share in enumerate(shares, start=1)]
+    return references, texts, [translated(count, share, seed) for seed, share in enumerate(shares, start=1)]
+
+
+def test_translations_are_compared_by_the_approximate_randomisation_of_sacrebleu(monkeypatch):
+    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.significance import PairedTest
+
+    references, (a, b), pair = systems(60)
+    for name, theirs in (("bleu", BLEU()), ("chrf", CHRF(word_order=2))):
+        test = PairedTest([("b", b), ("a", a)], {name: theirs}, [references], test_type="ar", n_samples=400)
+        expected, of_a = list(test()[1].values())[1]
+        found = paired_difference(name, pair[:1], pair[1:], 0.95, 400, 0)
+        assert (found.test, found.p_value) == ("approximate randomization (sacrebleu)", of_a.p_value)
+        assert found.difference == of_a.score - expected.score and 0.01 < found.p_value < 0.9
+    assert paired_difference("comet", pair[:1], pair[1:], 0.95, 400, 0).test == "paired permutation"
+
+    monkeypatch.setattr(significance, "MOST_TRIALS", 9)
+    few = paired_difference("bleu", pair[:1], pair[1:], 0.95, 400, 0).p_value
+    assert 10 * few == pytest.approx(round(10 * few)), "9 trials have p-values of tenths"
+    monkeypatch.setattr(significance, "MOST_SWAPS", 9 * 60 - 1)
+    assert paired_difference("bleu", pair[:1], pair[1:], 0.95, 400, 0).test == "paired permutation"
+
+
+def test_means_over_domains_and_seeds_of_translations_are_compared_as_others_are():
+    _, _, (a, b) = systems(60)
+    alone = paired_difference("bleu", [a], [b], 0.95, 4000, derived_seed(0, "kitchen"))
+    found = paired_difference_of_means("bleu", {"kitchen": ([a], [b])}, 0.95, 4000, 0)
+    assert found.test == "paired permutation" and found.p_value == pytest.approx(alone.p_value, abs=0.03)
+    assert (found.difference, found.low, found.high) == (alone.difference, alone.low, alone.high)
+    other = translated(60, 0.25, 7)
+    several = paired_difference("bleu", [a, other], [b, b], 0.95, 400, 0)
+    assert several.test == "hierarchical bootstrap" and several.low < several.difference < several.high
+    assert several.difference == pytest.approx((score("bleu", a) + score("bleu", other)) / 2 - score("bleu", b))
+    gap = shift_difference("ter", {"kitchen": [b]}, {"books": [a]}, 0.95, 400, 0)
+    assert gap.difference == pytest.approx(score("ter", a) - score("ter", b)) and gap.low < gap.difference < gap.high
+
+
+def test_differences_and_intervals_of_translations_are_those_of_the_paired_bootstrap_of_sacrebleu():
+    from sacrebleu.metrics import BLEU, CHRF, TER
+    from sacrebleu.significance import PairedTest
+
+    references, (a, b), pair = systems(100)
+    rng = np.random.default_rng(1)
+    drawn = [rng.integers(0, 100, 100) for _ in range(4000)]
+    for name, theirs in (("bleu", BLEU()), ("chrf", CHRF(word_order=2)), ("ter", TER())):
+        test = PairedTest([("b", b), ("a", a)], {name: theirs}, [references], test_type="bs", n_samples=2000)
+        of_b, of_a = list(test()[1].values())[1]
+        sign = 1 if METRICS[name].higher_is_better else -1
+        found = paired_difference(name, pair[:1], pair[1:], 0.95, 10_000, 0)
+        assert found.difference == sign * (of_a.score - of_b.score)
+        for system, result in zip(pair, (of_a, of_b), strict=True):
+            value, low, high = score_with_interval(name, system, 0.95, 10_000, 0)
+            assert value == result.score
+            assert (high - low) / 2 == pytest.approx(float(result.ci), rel=0.06)
+
+        # sacrebleu prints an interval of each system only: that of the difference from its scores of its statistics
+        rows = [np.array(theirs._extract_corpus_statistics(text, [references])) for text in (a, b)]
+        scores = [[theirs._compute_score_from_stats(own[chosen].sum(0)).score for chosen in drawn] for own in rows]
+        differences = sign * np.subtract(*scores)
+        expected = np.quantile(differences, [0.025, 0.975])
+        assert (found.low, found.high) == pytest.approx(expected, abs=0.15 * differences.std())
+
+
+def test_equal_translations_are_not_told_apart():
+    _, _, (a, _) = systems(60)
+    for name in ("bleu", "chrf", "ter", "comet"):
+        found = paired_difference(name, [a], [a], 0.95, 200, 0)
+        assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def test_ten_thousand_resamples_of_two_thousand_translations_take_less_than_two_seconds():
+    ids, nothing = np.arange(2000).astype(str), np.full(2000, "", dtype=object)
+    a, b = (
+        Predictions(ids, np.full(2000, "kitchen"), nothing, nothing, np.tile(one.probabilities, (20, 1)))
+        for one in models("translation", 100)
+    )
+    begun = time.process_time()
+    paired_difference("bleu", [a], [b], 0.95, 10_000, 0)
+    paired_difference_of_means("bleu", {"kitchen": ([a], [b])}, 0.95, 10_000, 0)
+    assert time.process_time() - begun < 4, "the two took 1.0 s"
 
 
 # --- several seeds and domains ---
@@ -319,15 +412,26 @@ def test_the_difference_between_shifted_and_in_domain_has_independent_examples_a
 
 
 def test_few_seeds_do_not_stretch_an_interval_beyond_what_the_metric_can_be():
+    same, other = (
+        sentence_statistics(["ein Hund lief weg"] * 40, [text] * 40, ["bleu", "chrf", "ter"])
+        for text in ("ein Hund lief weg", "Opa")
+    )
     extremes = {
         "single_label": ([0, 1] * 20, [1, 0] * 20),
         "multi_label": ([[0, 1], [1, 0]] * 20, [[1, 0], [0, 1]] * 20),
     }
     assert set(significance.RANGES) == set(METRICS), "state the range of the new metric"
     for name, (lowest, highest) in significance.RANGES.items():
+        if name == "comet":
+            assert lowest == -float("inf") and highest == float("inf"), "nothing to stretch beyond"
+            continue
         problem = METRICS[name].problems[-1]
         reference, wrong = extremes.get(problem, (np.arange(40.0), -np.arange(40.0)))
         best, worst = make(reference, reference, np.eye(2)[[0, 1] * 20]), make(reference, wrong, np.eye(2)[[1, 0] * 20])
+        if problem == "translation":
+            best, worst = (
+                Predictions(best.example_ids, best.domain_ids, reference, reference, one) for one in (same, other)
+            )
         ends = sorted([score(name, best), score(name, worst)])
         assert ends[0] == pytest.approx(lowest, abs=1e-6)
         assert ends[1] == pytest.approx(highest) or highest == float("inf")

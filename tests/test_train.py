@@ -20,11 +20,11 @@ from transformers import AutoModelForSequenceClassification
 from hf_transfer.adapt import apply_strategy
 from hf_transfer.adapt.base import Stage
 from hf_transfer.batching import cut_window, share_window
-from hf_transfer.config import AdaptConfig, ModelConfig, TrainConfig
+from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace
-from hf_transfer.tasks import TASKS, bind
+from hf_transfer.tasks import TASKS
 from hf_transfer.train import Chooser, RunFolder, learn_window, plan_stages, train
 
 LABELS = {
@@ -62,7 +62,7 @@ def open_tiny(folder: Path, strategy: str = "full", labels: LabelSpace = LABELS[
     return (
         pretrained,
         apply_strategy(pretrained, AdaptConfig(strategy=strategy, **adapt)),
-        bind(task, labels, pretrained.tokenizer),
+        task.bind(labels, pretrained, RunConfig(), ()),
     )
 
 

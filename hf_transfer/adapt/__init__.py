@@ -7,6 +7,7 @@ from hf_transfer.adapt.freeze import apply_freeze
 from hf_transfer.adapt.full import apply_full
 from hf_transfer.adapt.lora import apply_lora
 from hf_transfer.adapt.probe import apply_probe
+from hf_transfer.adapt.untrained import apply_untrained
 from hf_transfer.config import AdaptConfig
 from hf_transfer.records import Pretrained
 
@@ -15,6 +16,9 @@ STRATEGY_FUNCTIONS: dict[str, Callable[[Pretrained, AdaptConfig, SampleInputs], 
     "freeze": apply_freeze,
     "lora": apply_lora,
     "full": apply_full,
+    "mixed": apply_full,  # on other examples
+    "interpolated": apply_full,  # and part of the way back
+    "knn": apply_untrained,
 }
 
 

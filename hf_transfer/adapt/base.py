@@ -1,17 +1,20 @@
 """What strategies share: the parts of a model from bottom to top, and what a strategy hands to the loop.
 
-A transformer is seen as *embeddings*, a stack of *layers*, the *rest* of its body (poolers, final norms) and the
-*head*. Parts are found from the module tree, not from names of known architectures.
+A transformer is seen as *embeddings*, a stack of *layers*, the *rest* of its body (poolers, final norms, an output
+layer that is not tied to the embeddings) and the *head*, which a generative encoder-decoder does not have. Parts are
+found from the module tree, not from names of known architectures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from hf_transfer.errors import InputError
 from hf_transfer.records import Pretrained, TrainableSummary
 
 SampleInputs = Callable[[], Iterable[Mapping[str, torch.Tensor]]]
@@ -36,7 +39,8 @@ class Parts:
     """How many of ``layers`` are the encoder's: all, where there is no decoder."""
     rest: tuple[nn.Parameter, ...]
     head: tuple[nn.Parameter, ...]
-    """Everything outside the body, and parameters of the body that the checkpoint did not hold."""
+    """Everything outside the body, and parameters of the body that the checkpoint did not hold; nothing, where the
+    model writes: its output layer is part of what was pretrained."""
 
     @property
     def body(self) -> tuple[nn.Parameter, ...]:
@@ -88,18 +92,22 @@ def find_parts(pretrained: Pretrained) -> Parts:
 
     Layers are the elements of the outermost module lists of the body whose elements are all of one class.
     Embeddings are parameters below a module whose name speaks of embeddings (or GPT-2's wte, wpe; T5's shared).
-    A checkpoint without any layer list (ALBERT shares one layer) counts as having a single layer.
+    A checkpoint without any layer list (ALBERT shares one layer) counts as having a single layer. An output layer that
+    is tied to the embeddings is one of them; one of its own is the last of ``rest``, since it learns at the top's rate.
+    What the architecture itself holds fixed (Marian's sinusoidal positions, which transformers does not even save) is in
+    no part, so that no strategy trains it.
     """
     model = pretrained.model
     body = model.base_model
+    writes = is_generative(model)
     scratch = len(pretrained.newly_initialised) == len(list(model.named_parameters()))
     new = set() if scratch else set(pretrained.newly_initialised)
     prefix = "" if body is model else model.base_model_prefix + "."
     named = dict(model.named_parameters())
-    head = {id(p) for name, p in named.items() if name in new or not name.startswith(prefix)}
+    head = {id(p) for name, p in named.items() if not writes and (name in new or not name.startswith(prefix))}
     stacks = list(_layer_stacks(body))
     modules = tuple(layer for _, stack in stacks for layer in stack)
-    taken = set(head)
+    taken = head | {id(p) for p in named.values() if not p.requires_grad}
     layers = []
     for module in modules:
         layers.append(tuple(p for p in module.parameters() if id(p) not in taken))
@@ -118,6 +126,12 @@ def find_parts(pretrained: Pretrained) -> Parts:
     )
 
 
+def is_generative(model: Any) -> bool:
+    """Whether it is an encoder-decoder that writes text: nothing about it is new to the task."""
+    is_pair = getattr(model.config, "is_encoder_decoder", False)
+    return bool(is_pair) and model.get_output_embeddings() is not None
+
+
 def new_modules(pretrained: Pretrained) -> tuple[str, ...]:
     """Top-most modules all of whose parameters are newly initialised: what an adapter must save whole.
 
@@ -127,6 +141,8 @@ def new_modules(pretrained: Pretrained) -> tuple[str, ...]:
     model = pretrained.model
     new = set(pretrained.newly_initialised)
     if len(new) == len(list(model.named_parameters())):  # random weights throughout: the head is what is new
+        if is_generative(model):
+            return ()
         prefix = model.base_model_prefix + "."
         new = {name for name in new if not name.startswith(prefix)}
     found: list[str] = []
@@ -141,8 +157,17 @@ def new_modules(pretrained: Pretrained) -> tuple[str, ...]:
 def make_adapted(
     model: nn.Module, strategy: str, parts: Parts, stages: tuple[Stage, ...], freezes_modules: bool
 ) -> Adapted:
-    """Mark what any stage trains as trainable and sum it up."""
+    """Mark what any stage trains as trainable and sum it up.
+
+    Raises:
+        InputError: stages that train nothing, as a probe of a model without a head.
+    """
     ever = {id(p) for stage in stages for p in stage.trainable}
+    if stages and not ever:
+        raise InputError(
+            f"--adapt.strategy {strategy} trains a head, and this model has none: it writes with the output layer that "
+            "it was pretrained with. Use full, lora or freeze (--adapt.freeze decoder:trainable, say)."
+        )
     head = {id(p) for p in parts.head}
     named = dict(model.named_parameters())
     for parameter in named.values():
@@ -158,8 +183,22 @@ def make_adapted(
 
 
 def with_head_first(stages: tuple[Stage, ...], parts: Parts, epochs: float) -> tuple[Stage, ...]:
-    """LP-FT (Kumar 2022): a stage that trains the head alone, in front of ``stages``."""
+    """LP-FT (Kumar 2022): a stage that trains the head alone, in front of ``stages``.
+
+    Raises:
+        InputError: the model has no head.
+    """
+    if not parts.head:
+        raise InputError(headless("head_first"))
     return (Stage("head", parts.head, epochs=epochs, own_schedule=True, as_probe=True), *stages)
+
+
+def headless(option: str) -> str:
+    """What to say where ``option`` begins with a head that is not there."""
+    return (
+        f"--adapt.{option} begins by training a new head, and a model that writes has none: leave it out. To train "
+        "part of the model, use --adapt.strategy freeze with --adapt.freeze cross_attention:trainable, say."
+    )
 
 
 def _layer_stacks(body: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -14,13 +15,18 @@ from hf_transfer.adapt.base import (
     SampleInputs,
     Stage,
     find_parts,
+    headless,
+    is_generative,
     make_adapted,
     no_sample,
     with_head_first,
 )
-from hf_transfer.config import AdaptConfig
+from hf_transfer.config import FREEZABLE_PARTS, AdaptConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import Pretrained
+
+CROSS_ATTENTION = re.compile(r"encoder_attn\w*|(ln_)?cross_?att\w*|EncDecAttention", re.IGNORECASE)
+"""Names of the attention on the encoder in decoder layers and of the norm beside it (BART's family, GPT-2's, T5's)."""
 
 
 def apply_freeze(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: SampleInputs = no_sample) -> Adapted:
@@ -30,13 +36,17 @@ def apply_freeze(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: Samp
     epoch thaws one more layer from the top, until everything that is not frozen for good takes part.
 
     Raises:
-        InputError: layers that the checkpoint does not have, a pattern that freezes nothing, or nothing left to train.
+        InputError: layers or parts that the checkpoint does not have, a pattern that freezes nothing, nothing left to
+            train, or gradual unfreezing from a head that is not there.
     """
     parts = find_parts(pretrained)
+    if adapt.gradual_unfreezing and not parts.head:
+        raise InputError(headless("gradual_unfreezing"))
     frozen = {id(p) for p in frozen_parameters(pretrained.model, parts, adapt.freeze)}
     trained = tuple(p for p in (*parts.body, *parts.head) if id(p) not in frozen)
     if not trained:
-        raise InputError(f"--adapt.freeze {adapt.freeze} freezes everything, the head too: freeze less.")
+        the_head = ", the head too" if parts.head else ""
+        raise InputError(f"--adapt.freeze {adapt.freeze} freezes everything{the_head}: freeze less.")
     if (adapt.gradual_unfreezing or adapt.head_first) and any(id(p) in frozen for p in parts.head):
         raise InputError(
             f"--adapt.freeze {adapt.freeze} freezes the head or part of it, but --adapt.head_first and "
@@ -53,13 +63,12 @@ def apply_freeze(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: Samp
 def frozen_parameters(model: nn.Module, parts: Parts, spec: str) -> list[nn.Parameter]:
     """The parameters that ``spec`` (a form of ``adapt.freeze``) names."""
     depth = len(parts.layers)
-    if spec == "embeddings":
-        return list(parts.embeddings)
-    if spec == "encoder":
-        if parts.encoder_depth == depth:  # no decoder: the whole body encodes
-            return list(parts.body)
-        in_body = {id(p) for p in parts.body}
-        return [p for name, p in model.named_parameters() if id(p) in in_body and "decoder" not in name.split(".")]
+    names = [piece.partition(":")[0] for piece in spec.split("+")]
+    if all(name in FREEZABLE_PARTS for name in names):
+        named_parts = {id(p): p for name in names for p in part_parameters(model, parts, name)}
+        if not spec.endswith(":trainable"):
+            return list(named_parts.values())
+        return [p for p in parts.body if id(p) not in named_parts]  # a new head learns in any case
     if spec.startswith("regex:"):
         pattern = spec.removeprefix("regex:")
         named = [p for name, p in model.named_parameters() if re.search(pattern, name)]
@@ -77,6 +86,51 @@ def frozen_parameters(model: nn.Module, parts: Parts, spec: str) -> list[nn.Para
     if max(chosen) >= depth:
         raise InputError(f"--adapt.freeze {spec}: the checkpoint has layers 0 to {depth - 1}.")
     return [p for i in chosen for p in parts.layers[i]]
+
+
+def part_parameters(model: Any, parts: Parts, name: str) -> list[nn.Parameter]:
+    """Parameters of a part of the body as ``adapt.freeze`` names it (much as Thompson et al. 2018 divide a model).
+
+    ``embeddings`` are the tables of pieces and positions, and the output layer of a model that writes, tied or not.
+    Tables that encoder and decoder share belong to ``embeddings`` alone: freezing ``encoder`` or ``decoder`` leaves
+    them learning. ``decoder`` includes its ``cross_attention``: the attention on the encoder in each layer, with the
+    norm of that sublayer. Of a classifier, ``encoder`` is everything but the decoder, tables too, so that a frozen
+    encoder gives the same states throughout.
+
+    Raises:
+        InputError: the model has no such part.
+    """
+    depth = len(parts.layers)
+    writes = is_generative(model)
+    tables = list(parts.embeddings)
+    if writes:
+        tables += [p for p in model.get_output_embeddings().parameters() if id(p) not in set(map(id, tables))]
+    if name == "embeddings":
+        return tables
+    if name == "encoder" and parts.encoder_depth == depth:  # no decoder: the whole body encodes
+        return list(parts.body)
+    apart = {id(p) for p in parts.head} | ({id(p) for p in tables} if writes else set())
+    named = [(inner, p) for inner, p in model.named_parameters() if id(p) not in apart]
+    in_decoder = [p for inner, p in named if parts.encoder_depth < depth and "decoder" in inner.split(".")]
+    if name == "encoder":
+        outside = {id(p) for p in in_decoder}
+        return [p for _, p in named if id(p) not in outside]
+    found = in_decoder if name == "decoder" else _cross_attention(model)
+    if not found:
+        what = name.replace("_", "-")
+        raise InputError(f"--adapt.freeze {name}: the checkpoint is no encoder-decoder and has no {what}.")
+    return found
+
+
+def _cross_attention(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the attention on the encoder and its norm."""
+    found: list[nn.Parameter] = []
+    for name, module in model.named_modules():
+        owner, _, last = name.rpartition(".")
+        if CROSS_ATTENTION.fullmatch(last):
+            # T5 has a module for the whole sublayer, norm included; the others keep both in the layer, by like names
+            found += (model.get_submodule(owner) if last == "EncDecAttention" else module).parameters()
+    return found
 
 
 def layer_list(spec: str) -> list[int]:

@@ -20,6 +20,7 @@ from hf_transfer.adapt.base import (
     SampleInputs,
     Stage,
     find_parts,
+    is_generative,
     make_adapted,
     new_modules,
     no_sample,
@@ -131,7 +132,9 @@ def _saved_whole(head: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]
 
 
 def head_modules(model: nn.Module) -> tuple[str, ...]:
-    """Modules with parameters beside the body: what a head consists of."""
+    """Modules with parameters beside the body: what a head consists of; none where the model writes."""
+    if is_generative(model):
+        return ()
     prefix = getattr(model, "base_model_prefix", "")
     return tuple(
         name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from rich.progress import Progress as Bar
 from hf_transfer.report.results import one_line
 
 SECONDS_PER_REFRESH = 0.25
+SECONDS_PER_NOTE = 10.0
+"""Between two lines about a long evaluation."""
 LOSS_MEMORY = 0.95  # share of the running loss kept at each step: an average over about the last 20
 
 
@@ -75,6 +78,23 @@ class Progress:
         if self._is_main:
             # soft_wrap: a line of a log stays one line, whatever width the log claims to have
             self._console.print(one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def scored(self, total: int) -> Callable[[int], None]:
+        """Count texts that are written (translated, say): calls with how many more are done print a line now and then."""
+        started = last = time.monotonic()
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done, last
+            done += more
+            now = time.monotonic()
+            if now - last >= SECONDS_PER_NOTE or (done >= total and now - started >= SECONDS_PER_NOTE):
+                last = now
+                speed = done / max(now - started, 1e-9)
+                left = f", {_clock((total - done) / speed)} left" if done < total else ""
+                self.note(f"translated {done:,} of {total:,} sentences ({speed:,.1f} sentences/s{left})")
+
+        return count
 
     def _refresh(self, bar: Bar, now: float) -> None:
         self._marks.append((now, self._steps, self._examples))

@@ -79,12 +79,13 @@ def build_results(
     examples: Mapping[str, Any] | None = None,
     calibration: Iterable[Mapping[str, Any]] = (),
     training: Mapping[str, Any] | None = None,
+    translation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of results.json: plain dicts, lists, strings and finite numbers; None for nan and infinity.
 
     ``config`` is the resolved config as nested dicts (``dataclasses.asdict``), ``truncated`` counts the examples
     cut at ``data.max_length``, ``environment`` comes from ``describe_environment``, ``examples`` and ``calibration``
-    from report/examples.py, ``training`` from ``describe_training``. An absolute path in ``config``
+    from report/examples.py, ``training`` from ``describe_training``, ``translation`` from ``describe_translation``. An absolute path in ``config``
     or in the checkpoint's id is recorded by its last component, also where a note mentions it.
     """
     shown_config = plain(config)
@@ -116,6 +117,8 @@ def build_results(
         "calibration": list(calibration),
         "examples": examples or {},
     }
+    if translation:
+        results["translation"] = translation
     return plain(results)
 
 

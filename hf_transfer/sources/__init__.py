@@ -51,7 +51,7 @@ def read_source(data: DataConfig) -> DomainTable:
         table = load_files(bundled.folder, data)
         return replace(table, name=data.source, default_train_domains=bundled.default_train_domains)
     path = Path(data.source).expanduser()
-    if path.exists() or not _may_be_hub_id(data.source):
+    if path.exists() or not may_be_hub_id(data.source):
         from hf_transfer.sources.files import load_files, no_such_path
 
         if not path.exists():
@@ -76,6 +76,6 @@ def labelled(rows: Dataset, data: DataConfig) -> Dataset:
     return base.labelled(rows, data)
 
 
-def _may_be_hub_id(source: str) -> bool:
+def may_be_hub_id(source: str) -> bool:
     """``name`` or ``owner/name``, without the suffix of a data file."""
     return bool(re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source)) and not source.lower().endswith(DATA_SUFFIXES)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PLACES_SHOWN = 3
+LABELLED_FIELDS = ("text_column", "text_pair_column", "label_column", "id_column", "domain_column", "split_column")
+"""Fields of ``DataConfig`` that name columns of labelled text."""
+LEARNT_FROM = ("domain", "split", "text", "text_pair", "label", "source", "target", "source_lang", "target_lang")
 ROWS_PER_HASH = 10_000
 TEXT = pa.large_string()
 LISTS = pa.large_list(TEXT)
@@ -59,6 +62,8 @@ class Part:
     typed: bool = True
     """False where every value was read as a string because the format knows no types (CSV, TSV)."""
     notes: tuple[str, ...] = ()
+    row_names: pa.Array | None = None
+    """[rows] strings that stand after the colon of a place where rows have names of their own; else 1, 2, 3, ..."""
 
 
 def split_word(name: str) -> str | None:
@@ -106,18 +111,29 @@ def assemble(parts: Sequence[Part], name: str, data: DataConfig, notes: Sequence
     # 2. Each part is put under the standard names, its labels still of its own type.
     # 3. All labels get one type; the parts are joined.
     # 4. Split names are put in one form; rows of splits that are not train, validation or test go, counted.
-    domain_column, problems = _optional_column(parts, data, "domain", data.domain_column)
-    split_column, split_problems = _optional_column(parts, data, "split", data.split_column)
+    taken = (data.text_column, data.text_pair_column, data.label_column, data.id_column)
+    domain_column, problems = optional_column(parts, "domain", data.domain_column, taken)
+    split_column, split_problems = optional_column(parts, "split", data.split_column, taken)
     raise_if(missing_columns(parts, data) + problems + split_problems)
-    standard = [_standard_columns(part, name, data, domain_column, split_column) for part in parts]
+    named = {"example_id": data.id_column, "domain": domain_column, "split": split_column}
+    named |= {"text": data.text_column, "text_pair": data.text_pair_column}
+    standard = [standard_columns(part, name, named) for part in parts]
     labels, problems = _one_label_type(parts, data.label_column)
     raise_if([problem for _, found in standard for problem in found] + problems)
     joined = [pa.table({**columns, "label": label}) for (columns, _), label in zip(standard, labels, strict=True)]
-    table, dropped = _with_plain_splits(pa.concat_tables(joined))
+    return join(joined, name, (*notes, *(note for part in parts for note in part.notes)))
+
+
+def join(tables: Sequence[pa.Table], name: str, notes: Sequence[str] = ()) -> DomainTable:
+    """One ``DomainTable`` from tables with the same standard columns, split names put in one form.
+
+    Raises:
+        InputError: no rows at all.
+    """
+    table, dropped = _with_plain_splits(pa.concat_tables(tables))
     if not table.num_rows:
         raise InputError([f"{name} holds no rows to train on or to score: give data with at least one row.", *dropped])
-    all_notes = (*notes, *(note for part in parts for note in part.notes), *dropped)
-    return make_table(table, name, notes=all_notes)
+    return make_table(table, name, notes=(*notes, *dropped))
 
 
 def make_table(
@@ -139,12 +155,12 @@ def arrow_table(rows: Dataset) -> pa.Table:
 
 
 def hash_rows(table: pa.Table) -> str:
-    """sha256 over what is learnt from: ``domain, split, text[, text_pair], label`` of all rows, in order.
+    """sha256 over what is learnt from, in order: domain, split, texts and label, or both sides and their languages.
 
     Places and ids stay out, and so does the cutting into Arrow chunks: the same rows give the same hash from a CSV
     file here and from a Parquet file elsewhere.
     """
-    names = [name for name in ("domain", "split", "text", "text_pair", "label") if name in table.column_names]
+    names = [name for name in LEARNT_FROM if name in table.column_names]
     digest = hashlib.sha256(" ".join(names).encode())
     for start in range(0, table.num_rows, ROWS_PER_HASH):
         for name in names:
@@ -163,18 +179,18 @@ def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[
     """
     rows = arrow_table(table.rows)
     notes = list(table.notes)
-    blank = _blank(rows["text"])
+    empty = blank(rows["text"])
     if "text_pair" in rows.column_names:
-        blank = pc.or_(blank, _blank(rows["text_pair"]))
-    blank_count = pc.sum(blank).as_py() or 0
-    if blank_count:
+        empty = pc.or_(empty, blank(rows["text_pair"]))
+    empty_count = pc.sum(empty).as_py() or 0
+    if empty_count:
         notes.append(
-            f"dropped {counted(blank_count, 'row')} with an empty text ({shown_places(rows['place'], blank)})."
+            f"dropped {counted(empty_count, 'row')} with an empty text ({shown_places(rows['place'], empty)})."
         )
-        rows = rows.filter(pc.invert(blank))
+        rows = rows.filter(pc.invert(empty))
     missing = _missing_labels(rows["label"], data)
     rows, missing, unlabelled = _without_unlabelled_splits(rows, missing)
-    problems, no_domain = _name_problems(rows, data)
+    problems, no_domain = name_problems(rows, data)
     missing_count = pc.sum(missing).as_py() or 0
     if missing_count:
         places = shown_places(rows["place"], missing)
@@ -224,10 +240,37 @@ def raise_if(problems: Sequence[str]) -> None:
         raise InputError(problems)
 
 
-def missing_columns(parts: Sequence[Part], data: DataConfig) -> list[str]:
+def field_names(schema: pa.Schema, columns: Iterable[str]) -> tuple[str, ...]:
+    """All column names, and as ``a.b`` the fields of those structs ``a`` of which ``columns`` asks for any field."""
+    names: dict[str, None] = dict.fromkeys(schema.names)
+    for parent in dict.fromkeys(name.partition(".")[0] for name in columns if "." in name):
+        if parent in names and pa.types.is_struct(schema.field(parent).type):
+            names.update((f"{parent}.{field.name}", None) for field in schema.field(parent).type)
+    return tuple(names)
+
+
+def top_names(columns: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Those of ``known`` that must be read to have ``columns``, where ``a.b`` may be field b of struct a."""
+    wanted = {name if name in known else name.partition(".")[0] for name in columns}
+    return [name for name in known if name in wanted]
+
+
+def take_fields(table: pa.Table, columns: Iterable[str]) -> pa.Table:
+    """Those of ``columns`` that the table has, fields of structs under their dotted names."""
+    found = {}
+    for name in columns:
+        parent, _, field = name.partition(".")
+        if name in table.column_names:
+            found[name] = table[name]
+        elif parent in table.column_names and name in field_names(table.schema, [name]):
+            found[name] = pc.struct_field(table[parent], field)
+    return pa.table(found)
+
+
+def missing_columns(parts: Sequence[Part], data: DataConfig, fields: Sequence[str] = LABELLED_FIELDS) -> list[str]:
     """One problem for each configured column and each set of columns that lacks it, naming the files."""
     problems = []
-    for field in ("text_column", "text_pair_column", "label_column", "id_column", "domain_column", "split_column"):
+    for field in fields:
         column = getattr(data, field)
         lacking: dict[tuple[str, ...], list[str]] = {}
         for part in parts:
@@ -241,13 +284,13 @@ def missing_columns(parts: Sequence[Part], data: DataConfig) -> list[str]:
     return problems
 
 
-def _optional_column(
-    parts: Sequence[Part], data: DataConfig, default: str, named: str | None
+def optional_column(
+    parts: Sequence[Part], default: str, named: str | None, taken: Sequence[str | None]
 ) -> tuple[str | None, list[str]]:
-    """The column named in the config, else ``default`` if every part has it, else None."""
+    """The column named in the config, else ``default`` if every part has it and it is not ``taken``, else None."""
     if named is not None:
         return named, []
-    if default in (data.text_column, data.text_pair_column, data.label_column, data.id_column):
+    if default in taken:
         return None, []
     having = [part.place for part in parts if default in part.columns]
     lacking = [part.place for part in parts if default not in part.columns]
@@ -259,28 +302,25 @@ def _optional_column(
     return (default if having else None), []
 
 
-def _standard_columns(
-    part: Part, name: str, data: DataConfig, domain_column: str | None, split_column: str | None
-) -> tuple[dict[str, Any], list[str]]:
-    """All standard columns but the label, and what cannot be used about them."""
+def standard_columns(part: Part, name: str, named: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
+    """All standard columns but the label, and what cannot be used about them.
+
+    ``named``: standard name -> the part's column that holds it, None where no column does.
+    """
     row_count = part.table.num_rows
-    row_numbers = pa.array(range(1, row_count + 1), pa.int64()).cast(TEXT)
+    row_names = part.row_names
+    if row_names is None:
+        row_names = pa.array(range(1, row_count + 1), pa.int64())
     prefix = pa.scalar(f"{part.place}:", TEXT)
-    places = pc.binary_join_element_wise(prefix, row_numbers, pa.scalar("", TEXT))
+    places = pc.binary_join_element_wise(prefix, row_names.cast(TEXT), pa.scalar("", TEXT))
     columns: dict[str, Any] = {"example_id": places, "place": places}
     columns["domain"] = pa.repeat(pa.scalar(part.domain or name, TEXT), row_count)
     columns["split"] = pa.repeat(pa.scalar(part.split, TEXT), row_count)
     problems = []
-    for standard, column in (
-        ("example_id", data.id_column),
-        ("domain", domain_column),
-        ("split", split_column),
-        ("text", data.text_column),
-        ("text_pair", data.text_pair_column),
-    ):
+    for standard, column in named.items():
         if column is None:
             continue
-        strings = _strings(part.table[column], numbers=not standard.startswith("text"))
+        strings = _strings(part.table[column], numbers=standard in ("example_id", "domain", "split"))
         if strings is None:
             problems.append(
                 f"{part.place}: column {column!r} holds {part.table[column].type}, expected strings: "
@@ -377,29 +417,29 @@ def _with_plain_splits(table: pa.Table) -> tuple[pa.Table, list[str]]:
     return table.filter(plain.is_valid()), [note]
 
 
-def _name_problems(rows: pa.Table, data: DataConfig) -> tuple[list[str], pa.ChunkedArray]:
+def name_problems(rows: pa.Table, data: DataConfig) -> tuple[list[str], pa.ChunkedArray]:
     """Blank and repeated ids, and blank domains; and which rows have no domain."""
     problems = []
     for column, flag, standard in (
         (data.id_column, "id_column", "example_id"),
         (data.domain_column or "domain", "domain_column", "domain"),
     ):
-        blank = _blank(rows[standard])
-        blank_count = pc.sum(blank).as_py() or 0
-        if blank_count:
-            places = shown_places(rows["place"], blank)
+        unnamed = blank(rows[standard])
+        unnamed_count = pc.sum(unnamed).as_py() or 0
+        if unnamed_count:
+            places = shown_places(rows["place"], unnamed)
             problems.append(
-                f"{counted(blank_count, 'row')} with nothing in column {column!r} ({places}): "
+                f"{counted(unnamed_count, 'row')} with nothing in column {column!r} ({places}): "
                 f"fill it in, or name another --data.{flag}."
             )
-    return _repeated_ids(rows, data) + problems, blank
+    return _repeated_ids(rows, data) + problems, unnamed
 
 
 def _repeated_ids(table: pa.Table, data: DataConfig) -> list[str]:
     if data.id_column is None:  # places are unique as they are
         return []
     counts = pc.value_counts(table["example_id"])
-    repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.invert(_blank(counts.field("values")))))
+    repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.invert(blank(counts.field("values")))))
     problems = []
     for value in repeated.field("values").slice(0, PLACES_SHOWN).to_pylist():
         places = shown_places(table["place"], pc.equal(table["example_id"], value))
@@ -412,7 +452,8 @@ def _repeated_ids(table: pa.Table, data: DataConfig) -> list[str]:
     return problems
 
 
-def _blank(strings: pa.ChunkedArray) -> pa.ChunkedArray:
+def blank(strings: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which strings are null, empty or white space."""
     return pc.equal(pc.utf8_trim_whitespace(pc.fill_null(strings, "")), "")
 
 
@@ -420,7 +461,7 @@ def _missing_labels(labels: pa.ChunkedArray, data: DataConfig) -> pa.ChunkedArra
     """Null, blank (unless a separator makes that "no class"), or a list with a null in it."""
     missing = labels.is_null()
     if labels.type == TEXT and data.label_separator is None:
-        return pc.or_(missing, _blank(labels))
+        return pc.or_(missing, blank(labels))
     if labels.type == LISTS:
         lists = labels.combine_chunks()  # so that a parent's index counts from the first row
         holes = pc.list_parent_indices(lists).filter(pc.list_flatten(lists).is_null())

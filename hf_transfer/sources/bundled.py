@@ -17,13 +17,18 @@ class Bundled:
     """One data set of the package."""
 
     folder: Path
-    """One JSON Lines file per domain, with ``text, label, split``."""
+    """One JSON Lines file per domain: ``text, label, split`` for classification, ``source, target, split`` (a sentence
+    and its translation) for translation."""
     default_train_domains: tuple[str, ...]
     """What to train on where the user names nothing; the other domains show the shift."""
 
 
 FOLDER = Path(__file__).parent / "bundled"
-BUNDLED = {"reviews": Bundled(FOLDER / "reviews", default_train_domains=("books", "kitchen"))}
+BUNDLED = {
+    "reviews": Bundled(FOLDER / "reviews", default_train_domains=("books", "kitchen")),
+    "phrases": Bundled(FOLDER / "phrases", default_train_domains=("kitchen",)),
+}
+"""``reviews`` are for classification; ``phrases`` are English sentences with their German translation."""
 
 
 def find_bundled(name: str) -> Bundled:

@@ -14,15 +14,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_transfer.config import DATA_SUFFIXES, DataConfig
+from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
 from hf_transfer.sources.base import (
@@ -32,17 +32,20 @@ from hf_transfer.sources.base import (
     assemble,
     closest,
     counted,
+    field_names,
     missing_columns,
     name_classes,
     raise_if,
     shown,
     split_word,
+    take_fields,
     used_columns,
 )
 
 ROWS_PER_CHUNK = 10_000
 LONGEST_FIELD = 2**31 - 1
 """Characters of one CSV field; Python's own limit of 131,072 refuses long documents."""
+Result = TypeVar("Result")
 SPLIT_ORDER = ("train", "validation", "test", "")
 
 
@@ -67,16 +70,23 @@ def load_files(path: Path, data: DataConfig) -> DomainTable:
         files, notes = find_files(path)
     else:
         files, notes = [DataFile(path, path.name)], []
+    columns = used_columns(data)
+    parts, problems = read_each(files, lambda file: read_file(file, columns))
+    if problems:
+        raise InputError([*problems, *missing_columns(parts, data)])
+    return assemble(parts, path.resolve().name if path.is_dir() else path.stem, data, notes)
+
+
+def read_each(files: Sequence[DataFile], read: Callable[[DataFile], Result]) -> tuple[list[Result], list[str]]:
+    """What ``read`` gives for each file that can be read, and the problems of the others."""
     parts = []
     problems: list[str] = []
     for file in files:
         try:
-            parts.append(read_file(file, used_columns(data)))
+            parts.append(read(file))
         except InputError as error:
             problems += error.problems
-    if problems:
-        raise InputError([*problems, *missing_columns(parts, data)])
-    return assemble(parts, path.resolve().name if path.is_dir() else path.stem, data, notes)
+    return parts, problems
 
 
 def no_such_path(path: Path) -> InputError:
@@ -89,23 +99,31 @@ def no_such_path(path: Path) -> InputError:
     return InputError(f"--data.source {path} does not exist in folder {folder}.{hint} Give an existing path.")
 
 
-def find_files(folder: Path) -> tuple[list[DataFile], list[str]]:
-    """The data files of a folder (else of its sub-folders), train before validation before test, and notes."""
-    here, ignored = _data_files(folder)
+def find_files(
+    folder: Path, list_files: Callable[[Path], tuple[dict[Path, str], list[Path]]] | None = None, expected: str = ""
+) -> tuple[list[DataFile], list[str]]:
+    """The data files of a folder (else of its sub-folders), train before validation before test, and notes.
+
+    ``list_files`` gives the data files of one folder, each with the stem that says what it is, and its other files;
+    ``expected`` says for a message which files those are. By default they are those of ``TABLE_SUFFIXES``.
+    """
+    list_files = list_files or _data_files
+    here, ignored = list_files(folder)
     inner = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     if here:
         files, unread = _by_name(here, folder)
-        ignored += unread + [item for item in inner if _data_files(item)[0]]
+        ignored += unread + [item for item in inner if list_files(item)[0]]
     else:
         files = []
         for sub_folder in inner:
-            found, unread = _data_files(sub_folder)
+            found, unread = list_files(sub_folder)
             named, unknown = _by_name(found, folder)
             files += [_under(sub_folder.name, file) for file in named]
             ignored += unread + unknown
     if not files:
+        expected = expected or " ".join(TABLE_SUFFIXES)
         raise InputError(
-            f"--data.source {folder} holds no data file, nor do its folders: expected {' '.join(DATA_SUFFIXES)}; "
+            f"--data.source {folder} holds no data file, nor do its folders: expected {expected}; "
             f"found {shown(sorted(item.name for item in folder.iterdir())) or 'nothing'}."
         )
     files.sort(key=lambda file: (SPLIT_ORDER.index(file.split), file.place))
@@ -119,17 +137,17 @@ def find_files(folder: Path) -> tuple[list[DataFile], list[str]]:
 
 
 def read_file(file: DataFile, columns: Sequence[str]) -> Part:
-    """Those of ``columns`` that the file has."""
+    """Those of ``columns`` that the file has; ``a.b`` is field b of the objects in column a."""
     reader = READERS.get(file.path.suffix.lower())
     if reader is None:
         raise InputError(
             f"--data.source {file.path} has the suffix {file.path.suffix!r}, expected one of "
-            f"{' '.join(DATA_SUFFIXES)}: convert the file."
+            f"{' '.join(TABLE_SUFFIXES)}: convert the file."
         )
     try:
         return reader(file, columns)
     except UnicodeDecodeError:
-        raise InputError(_undecodable(file)) from None
+        raise InputError(undecodable(file)) from None
     except OSError as error:
         raise InputError(f"{file.place} cannot be read ({error}): check its permissions.") from error
 
@@ -189,13 +207,14 @@ def read_parquet(file: DataFile, columns: Sequence[str]) -> Part:
 
     try:
         opened = pq.ParquetFile(file.path, memory_map=True)
-        names = tuple(opened.schema_arrow.names)
-        table = opened.read(columns=[name for name in columns if name in names])
+        names = field_names(opened.schema_arrow, columns)
+        read = opened.read(columns=[name for name in columns if name in names])
     except pa.ArrowException as error:
         raise InputError(f"{file.place} is not a readable Parquet file ({error}): write it again.") from None
+    table = take_fields(read, columns)
     problems = [problem for name in table.column_names for problem in _undecodable_rows(file, name, table[name])]
     raise_if(problems)
-    features = Features.from_arrow_schema(table.schema)
+    features = Features.from_arrow_schema(read.schema)
     for name in columns:
         table = name_classes(table, features, name)
     return Part(file.place, names, table, file.split, file.domain)
@@ -208,31 +227,37 @@ READERS: dict[str, Callable[[DataFile, Sequence[str]], Part]] = {
     ".json": read_json,
     ".parquet": read_parquet,
 }
+TABLE_SUFFIXES = tuple(READERS)
 
 
-def _data_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Visible files of a folder: those of a known suffix, and the others."""
-    files = sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith("."))
-    known = [item for item in files if item.suffix.lower() in DATA_SUFFIXES]
+def visible_files(folder: Path) -> list[Path]:
+    """Files of a folder by name, without those that start with a dot."""
+    return sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith("."))
+
+
+def _data_files(folder: Path) -> tuple[dict[Path, str], list[Path]]:
+    """Visible files of a folder: those of a known suffix with their stems, and the others."""
+    files = visible_files(folder)
+    known = {item: item.stem for item in files if item.suffix.lower() in TABLE_SUFFIXES}
     return known, [item for item in files if item not in known]
 
 
-def _by_name(paths: Sequence[Path], folder: Path) -> tuple[list[DataFile], list[Path]]:
-    """What the files of one folder are by their names, and those left out.
+def _by_name(paths: Mapping[Path, str], folder: Path) -> tuple[list[DataFile], list[Path]]:
+    """What the files of one folder are by their stems, and those left out.
 
     If any name starts with a split, those are the splits and the others are left out; else a name may end with a split
     after its domain; else it is a domain.
     """
     places = {path: path.relative_to(folder).as_posix() for path in paths}
-    splits = {path: split_word(path.stem) for path in paths}
+    splits = {path: split_word(stem) for path, stem in paths.items()}
     if any(splits.values()):
         files = [DataFile(path, places[path], split) for path, split in splits.items() if split]
         return files, [path for path, split in splits.items() if not split]
     files = []
-    for path in paths:
-        domain, _, last = re.fullmatch(r"(?:(.+)([-_.]))?(.+)", path.stem).groups()  # type: ignore[union-attr]
+    for path, stem in paths.items():
+        domain, _, last = re.fullmatch(r"(?:(.+)([-_.]))?(.+)", stem).groups()  # type: ignore[union-attr]
         split = split_word(last) if domain else None
-        files.append(DataFile(path, places[path], split or "", domain if split else path.stem))
+        files.append(DataFile(path, places[path], split or "", domain if split else stem))
     return files, []
 
 
@@ -258,7 +283,7 @@ def _shared_split_note(files: Sequence[DataFile]) -> str:
     return "; ".join(sentences) + "." if sentences else ""
 
 
-def _undecodable(file: DataFile) -> str:
+def undecodable(file: DataFile) -> str:
     """Where the first byte stands that is not UTF-8."""
     offset = 0
     with file.path.open("rb") as stream:
@@ -347,6 +372,7 @@ def _from_records(file: DataFile, columns: Sequence[str], records: Iterable[Any]
     """A part from JSON values, of which each should be an object."""
     names: dict[str, None] = {}
     chosen = {name: JsonColumn(name, file.place) for name in columns}
+    parents = tuple(dict.fromkeys(name.partition(".")[0] for name in columns if "." in name))
     pending: list[dict[str, Any]] = []
     malformed = []
     row = 0
@@ -358,13 +384,16 @@ def _from_records(file: DataFile, columns: Sequence[str], records: Iterable[Any]
             malformed.append(f"{file.place}:{row} ({cause})")
             record = {}
         names.update(dict.fromkeys(record))
+        for parent in parents:
+            if isinstance(record.get(parent), dict):
+                names.update((f"{parent}.{field}", None) for field in record[parent])
         pending.append(record)
         if len(pending) == ROWS_PER_CHUNK:
             for column in chosen.values():
-                column.add([item.get(column.name) for item in pending], row - len(pending) + 1)
+                column.add([_value(item, column.name) for item in pending], row - len(pending) + 1)
             pending = []
     for column in chosen.values():
-        column.add([item.get(column.name) for item in pending], row - len(pending) + 1)
+        column.add([_value(item, column.name) for item in pending], row - len(pending) + 1)
     problems = [problem for name, column in chosen.items() if name in names for problem in column.problems()]
     if malformed:
         count = counted(len(malformed), "row")
@@ -372,6 +401,15 @@ def _from_records(file: DataFile, columns: Sequence[str], records: Iterable[Any]
     raise_if(problems)
     table = pa.table({name: column.values() for name, column in chosen.items() if name in names})
     return Part(file.place, tuple(names), table, file.split, file.domain)
+
+
+def _value(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, where ``a.b`` may be field b of the object in column a; None if there is none."""
+    if name in record or "." not in name:
+        return record.get(name)
+    parent, _, field = name.partition(".")
+    inner = record.get(parent)
+    return inner.get(field) if isinstance(inner, dict) else None
 
 
 KINDS = {str: "strings", bool: "true or false", float: "fractions", dict: "objects", type(None): "nothing"}

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
-from hf_transfer.sources.base import Part, arrow_table, assemble, closest, name_classes, shown, split_word, used_columns
+from hf_transfer.sources.base import (
+    Part,
+    arrow_table,
+    assemble,
+    closest,
+    field_names,
+    name_classes,
+    shown,
+    split_word,
+    take_fields,
+    top_names,
+    used_columns,
+)
 
 
 def load_hub(data: DataConfig) -> DomainTable:
@@ -15,6 +28,18 @@ def load_hub(data: DataConfig) -> DomainTable:
 
     Raises:
         InputError: no such dataset, subset or revision, no network and nothing in the cache, or unusable contents.
+    """
+    parts, notes = read_hub(data, lambda _: used_columns(data))
+    return assemble(parts, data.source, data, notes)
+
+
+def read_hub(
+    data: DataConfig, choose_columns: Callable[[Sequence[str]], Sequence[str]]
+) -> tuple[list[Part], list[str]]:
+    """The same splits with those columns that ``choose_columns`` names when told all there are, and notes.
+
+    Raises:
+        InputError: no such dataset, subset or revision, no network and nothing in the cache, or no split of use.
     """
     import datasets
 
@@ -30,11 +55,12 @@ def load_hub(data: DataConfig) -> DomainTable:
         word = split_word(str(split))
         if word is not None:
             rows = found[split]
-            names = [name for name in used_columns(data) if name in rows.column_names]
-            table = arrow_table(rows.select_columns(names))
-            for name in names:
+            schema = rows.features.arrow_schema
+            columns = choose_columns(field_names(schema, [f"{name}." for name in schema.names]))
+            table = take_fields(arrow_table(rows.select_columns(top_names(columns, rows.column_names))), columns)
+            for name in columns:
                 table = name_classes(table, rows.features, name)
-            parts.append(Part(str(split), tuple(rows.column_names), table, word, short_name))
+            parts.append(Part(str(split), field_names(schema, columns), table, word, short_name))
     parts.sort(key=lambda part: ("train", "validation", "test").index(part.split))
     others = [str(split) for split in found if split_word(str(split)) is None]
     if not parts:
@@ -44,7 +70,7 @@ def load_hub(data: DataConfig) -> DomainTable:
         places = [part.place for part in parts if part.split == word]
         if len(places) > 1:
             notes.append(f"{word} is read from {len(places)} splits ({shown(places)}).")
-    return assemble(parts, data.source, data, notes)
+    return parts, notes
 
 
 def _not_loaded(data: DataConfig, error: Exception, offline: bool) -> str:

@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hf_transfer.config import DataConfig, TrainConfig
-from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum
+from hf_transfer.config import DataConfig, RunConfig, TrainConfig
+from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum, Predictions, Pretrained
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class TaskFunctions:
+    """A task with its labels, model and settings filled in: what the loop and the predictions call."""
+
+    make_batch: Callable[[Mapping[str, Sequence[Any]]], Batch]
+    """Pad encoded rows (columns as lists) into one batch."""
+    loss_function: Callable[[Any, Batch], LossSum]
+    """Summed loss over the batch's targets, from the model's outputs and never from the model's own loss."""
+    read_outputs: Callable[[Any], torch.Tensor]
+    """What is kept of a forward pass for scoring: [batch, classes] probabilities, or [batch, 1] values."""
+    to_predictions: Callable[[Dataset, np.ndarray], Predictions]
+    """Predictions from rows and what was kept of each, in their order."""
+    translate: Callable[[Any, Dataset], np.ndarray] | None = None
+    """Where a prediction takes more than a forward pass: [rows] translations of all rows, as objects."""
+    make_train_batch: Callable[[Mapping[str, Sequence[Any]]], Batch] | None = None
+    """What the loop uses in place of ``make_batch``: R-Drop sends each example through twice."""
+
+    @property
+    def train_batch(self) -> Callable[[Mapping[str, Sequence[Any]]], Batch]:
+        """How the loop makes its batches."""
+        return self.make_train_batch or self.make_batch
+
+    def counting(self, on_batch: Callable[[int], None]) -> TaskFunctions:
+        """These functions, telling ``on_batch`` how many rows were translated each time some were."""
+        if self.translate is None:
+            return self
+        return replace(self, translate=partial(self.translate, on_batch=on_batch))
+
+
+def twice(batch: Batch) -> Batch:
+    """Every example of ``batch`` two times, one copy after all the others; counts stay those of the examples."""
+    import torch
+
+    inputs = {name: torch.cat([tensor, tensor]) for name, tensor in batch.inputs.items()}
+    return replace(batch, inputs=inputs, labels=torch.cat([batch.labels, batch.labels]))
 
 
 class Task(Protocol):
@@ -31,46 +68,18 @@ class Task(Protocol):
         """Config values that give the checkpoint a head for ``labels``."""
         ...
 
+    def settle(self, labels: LabelSpace, pretrained: Pretrained, config: RunConfig) -> LabelSpace:
+        """``labels`` in the terms of the opened checkpoint; raises InputError where it cannot do the task."""
+        ...
+
     def encode(
-        self, splits: DomainSplits, labels: LabelSpace, tokenizer: PreTrainedTokenizerBase, max_length: int
+        self, splits: DomainSplits, labels: LabelSpace, pretrained: Pretrained, max_length: int
     ) -> EncodedSplits:
         """Token ids and numeric labels for every split."""
         ...
 
-    def make_batch(self, rows: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """Pad encoded rows (columns as lists) into one batch."""
+    def bind(
+        self, labels: LabelSpace, pretrained: Pretrained, config: RunConfig, metrics: Sequence[str]
+    ) -> TaskFunctions:
+        """Fill in what does not change during a run."""
         ...
-
-    def loss_sum(self, outputs: Any, batch: Batch, labels: LabelSpace, label_smoothing: float) -> LossSum:
-        """Summed loss over the batch's targets, from the model's outputs and never from the model's own loss."""
-        ...
-
-    def read_outputs(self, outputs: Any, labels: LabelSpace) -> torch.Tensor:
-        """What is kept of a forward pass for scoring: [batch, classes] probabilities, or [batch, 1] values."""
-        ...
-
-    def decide(self, probabilities: np.ndarray, labels: LabelSpace) -> np.ndarray:
-        """Predictions from probabilities, in the form that ``Predictions.predicted`` holds."""
-        ...
-
-
-@dataclass(frozen=True)
-class TaskFunctions:
-    """A task with its labels and tokenizer filled in: what the loop and the predictions call."""
-
-    make_batch: Callable[[Mapping[str, Sequence[Any]]], Batch]
-    loss_function: Callable[[Any, Batch], LossSum]
-    read_outputs: Callable[[Any], torch.Tensor]
-    decide: Callable[[np.ndarray], np.ndarray]
-
-
-def bind(
-    task: Task, labels: LabelSpace, tokenizer: PreTrainedTokenizerBase, label_smoothing: float = 0.0
-) -> TaskFunctions:
-    """Fill in what does not change during a run."""
-    return TaskFunctions(
-        make_batch=partial(task.make_batch, tokenizer=tokenizer),
-        loss_function=partial(task.loss_sum, labels=labels, label_smoothing=label_smoothing),
-        read_outputs=partial(task.read_outputs, labels=labels),
-        decide=partial(task.decide, labels=labels),
-    )

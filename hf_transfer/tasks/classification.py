@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.config import DataConfig, TrainConfig
+from hf_transfer.config import DataConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError
 from hf_transfer.labels import Label, as_names, guess_problem, read_label, read_number, sort_names
-from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum
+from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum, Predictions, Pretrained
+from hf_transfer.tasks.base import TaskFunctions, twice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,14 +70,45 @@ class Classification:
             "problem_type": problem_type,
         }
 
+    def settle(self, labels: LabelSpace, pretrained: Pretrained, config: RunConfig) -> LabelSpace:
+        """``labels`` as they are: their order was settled before the checkpoint was opened (``align_labels``)."""
+        return labels
+
+    def bind(
+        self, labels: LabelSpace, pretrained: Pretrained, config: RunConfig, metrics: Sequence[str]
+    ) -> TaskFunctions:
+        """The functions of a run."""
+        train = config.train.settled(self.name, config.adapt.strategy, from_scratch=False)
+        make_batch = partial(self.make_batch, tokenizer=pretrained.tokenizer)
+        loss = partial(self.loss_sum, labels=labels, label_smoothing=train.label_smoothing, r_drop=train.r_drop)
+        return TaskFunctions(
+            make_batch=make_batch,
+            loss_function=loss,
+            read_outputs=partial(self.read_outputs, labels=labels),
+            to_predictions=partial(self.to_predictions, labels=labels),
+            make_train_batch=(lambda rows: twice(make_batch(rows))) if train.r_drop else None,
+        )
+
+    def to_predictions(self, rows: Dataset, probabilities: np.ndarray, labels: LabelSpace) -> Predictions:
+        """Predictions for encoded ``rows`` from ``probabilities`` [rows, classes]."""
+        import numpy as np
+
+        return Predictions(
+            example_ids=np.asarray(rows["example_id"]),
+            domain_ids=np.asarray(rows["domain"]),
+            predicted=self.decide(probabilities, labels),
+            reference=np.asarray(rows["labels"]),
+            probabilities=probabilities,
+        )
+
     def encode(
-        self, splits: DomainSplits, labels: LabelSpace, tokenizer: PreTrainedTokenizerBase, max_length: int
+        self, splits: DomainSplits, labels: LabelSpace, pretrained: Pretrained, max_length: int
     ) -> EncodedSplits:
         """Token ids (cut at ``max_length``, counted), numeric labels and lengths for every split."""
         cut = 0
         encoded = {}
         for name, rows in _all_splits(splits):
-            encoded[name], cut_here = _encode_rows(rows, labels, tokenizer, max_length)
+            encoded[name], cut_here = _encode_rows(rows, labels, pretrained.tokenizer, max_length)
             cut += cut_here
         test = {domain: encoded[f"test:{domain}"] for domain in splits.test}
         return EncodedSplits(encoded["train"], encoded["validation"], test, cut)
@@ -105,8 +138,13 @@ class Classification:
             target_count=labels.numel(),  # multi-label: every class of every example is a target
         )
 
-    def loss_sum(self, outputs: Any, batch: Batch, labels: LabelSpace, label_smoothing: float) -> LossSum:
+    def loss_sum(
+        self, outputs: Any, batch: Batch, labels: LabelSpace, label_smoothing: float, r_drop: float = 0.0
+    ) -> LossSum:
         """Cross-entropy, binary cross-entropy or squared error in fp32, summed over the targets.
+
+        With ``r_drop`` the batch holds every example twice (``twice``): the loss is the mean of the two passes and
+        ``r_drop`` / 2 times both Kullback-Leibler divergences between their predictions (Liang 2021, equation 4, over 2).
 
         ``outputs.logits``: [batch, classes], [batch, 1] for regression. Class weights multiply each example's loss
         and do not change the count, so that the balanced sum has the size of the plain one.
@@ -124,6 +162,8 @@ class Classification:
             total = functional.cross_entropy(
                 logits, batch.labels, weight, reduction="sum", label_smoothing=label_smoothing
             )
+        if r_drop and len(logits) == 2 * len(batch.example_ids):  # not where gradients are only looked for
+            total = total / 2 + r_drop / 2 * _divergence(*logits.chunk(2), problem=labels.problem)
         return LossSum(total, batch.target_count)
 
     def read_outputs(self, outputs: Any, labels: LabelSpace) -> torch.Tensor:
@@ -140,6 +180,18 @@ class Classification:
         if labels.problem == "multi_label":
             return (probabilities >= 0.5).astype("int64")
         return probabilities[:, 0]
+
+
+def _divergence(first: torch.Tensor, second: torch.Tensor, problem: str) -> torch.Tensor:
+    """KL(first || second) + KL(second || first), summed over examples; squared distance of values in regression."""
+    from torch.nn import functional
+
+    if problem == "regression":
+        return functional.mse_loss(first, second, reduction="sum")
+    if problem == "multi_label":  # of each label on its own: (p - q) (logit p - logit q), as 1 - p joins in
+        return ((first.sigmoid() - second.sigmoid()) * (first - second)).sum()
+    p, q = first.log_softmax(-1), second.log_softmax(-1)
+    return ((p.exp() - q.exp()) * (p - q)).sum()
 
 
 def _all_splits(splits: DomainSplits) -> Iterator[tuple[str, Dataset]]:

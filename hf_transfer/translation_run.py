@@ -1,0 +1,176 @@
+"""Floor 4: what a run of translation has that others have not: a vocabulary of its own, a datastore, written texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import Dataset
+
+from hf_transfer.adapt import Adapted
+from hf_transfer.batching import sorted_batches
+from hf_transfer.config import ModelConfig, RunConfig
+from hf_transfer.interpolation import TradeOff
+from hf_transfer.knn import Datastore, KnnChoice, knn_logits
+from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text
+from hf_transfer.shift import split_predictions
+from hf_transfer.tasks import TaskFunctions
+
+if TYPE_CHECKING:
+    from hf_transfer.train import ProgressBar
+
+SCRATCH = re.compile(r"scratch:(marian-\w+)")
+TOKENS_PER_DATASTORE_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """kNN-MT's datastore and the settings chosen for it."""
+
+    datastore: Datastore
+    choice: KnnChoice
+
+    def facts(self) -> dict[str, Any]:
+        """As results.json tells of it."""
+        facts = dataclasses.asdict(dataclasses.replace(self.choice, table=()))
+        facts.pop("table")
+        return facts | {"stored_tokens": len(self.datastore)}
+
+
+@dataclass(frozen=True)
+class TranslationExtra:
+    """What a strategy found out or made beside the model."""
+
+    trade_off: TradeOff | None = None
+    store: Neighbours | None = None
+
+
+def with_vocabulary(config: RunConfig, text: Text) -> ModelConfig:
+    """The model's config with ``scratch:marian-SIZE`` as a folder: a vocabulary learnt from train, and an architecture."""
+    match = SCRATCH.fullmatch(config.model.checkpoint)
+    if match is None or config.task != "translation":
+        return config.model
+    from hf_transfer.vocabulary import scratch_folder
+
+    train = text.splits.train
+    folder = scratch_folder(
+        match[1],
+        list(train["source"]),
+        list(train["target"]),
+        Path(config.output_dir) / "vocabulary",
+        pieces=config.model.vocabulary_size,
+        source_lang=text.labels.source_lang,
+        target_lang=text.labels.target_lang,
+        seed=config.seed,
+    )
+    return dataclasses.replace(config.model, checkpoint=f"scratch:{folder}")
+
+
+def draw_validation(rows: Dataset, labels: LabelSpace, config: RunConfig) -> Dataset:
+    """The validation rows by which a step is chosen: all, or as many as are translated while training."""
+    count = config.evaluate.validation_examples
+    if labels.problem != "translation" or not count or len(rows) <= count:
+        return rows
+    drawn = np.random.default_rng(config.seed).permutation(len(rows))[:count]
+    return rows.select(np.sort(drawn))
+
+
+def quicker(functions: TaskFunctions) -> TaskFunctions:
+    """``functions`` with greedy search, where texts are written: what training is watched by."""
+    if functions.translate is None:
+        return functions
+    return dataclasses.replace(functions, translate=partial(functions.translate, beams=1))
+
+
+def with_datastore(
+    adapted: Adapted,
+    encoded: EncodedSplits,
+    functions: TaskFunctions,
+    pretrained: Pretrained,
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: ProgressBar,
+) -> tuple[TaskFunctions, TranslationExtra]:
+    """Build kNN-MT's datastore from train, choose its settings on validation, and translate with it from here on.
+
+    Every process builds its own: nothing is exchanged while texts are written.
+    """
+    from hf_transfer.knn import KnnGrid, build_datastore, choose
+
+    model, adapt = adapted.model.to(accelerator.device), config.adapt
+    batches = [functions.make_batch(encoded.train[rows]) for rows in _sorted(encoded.train)]
+    datastore = build_datastore(model, batches, accelerator.device, weights_sha256=pretrained.sha256)
+    held_out = draw_validation(encoded.validation, LabelSpace("translation"), config)
+    grid = KnnGrid()
+    if adapt.knn_neighbours is not None:
+        grid = dataclasses.replace(grid, neighbours=(adapt.knn_neighbours,))
+    if adapt.knn_interpolation is not None:
+        grid = dataclasses.replace(grid, interpolations=(adapt.knn_interpolation,))
+    if adapt.knn_temperature is not None:
+        grid = dataclasses.replace(grid, temperatures=(adapt.knn_temperature,), relative_temperatures=())
+    validation = [functions.make_batch(held_out[rows]) for rows in _sorted(held_out)]
+    choice = choose(model, datastore, validation, accelerator.device, grid)
+    progress.note(
+        f"kNN-MT: {len(datastore):,} target tokens stored; {choice.neighbours} neighbours, interpolation "
+        f"{choice.interpolation:g} and temperature {choice.temperature:.3g} chosen on validation "
+        f"({choice.plain_nll:.3f} -> {choice.nll:.3f} nats per token)"
+    )
+    written = functions.translate
+    assert written is not None
+
+    def translate(module: Any, rows: Dataset, **settings: Any) -> np.ndarray:
+        with knn_logits(module, datastore, choice.neighbours, choice.interpolation, choice.temperature):
+            return written(module, rows, **settings)
+
+    return dataclasses.replace(functions, translate=translate), TranslationExtra(store=Neighbours(datastore, choice))
+
+
+def _sorted(rows: Dataset) -> list[np.ndarray]:
+    """Row numbers of batches of like length, each of about ``TOKENS_PER_DATASTORE_BATCH`` tokens."""
+    return sorted_batches(np.asarray(rows["length"]), TOKENS_PER_DATASTORE_BATCH)
+
+
+def describe_translation(
+    predictions: Predictions,
+    splits: DomainSplits,
+    metrics: Sequence[str],
+    extra: TranslationExtra,
+) -> dict[str, Any]:
+    """What results.json says of translations beside their scores: numbers only, no text."""
+    from hf_transfer.translation_scores import quality_counts, sacrebleu_interval, signature
+
+    domains = {}
+    for domain, part in split_predictions(predictions).items():
+        sources = list(splits.test[domain]["source"])
+        domains[domain] = {
+            "role": splits.role(domain),
+            **quality_counts(sources, list(part.predicted), list(part.reference)),
+            "sacrebleu": {
+                name: dict(zip(("mean", "half_width"), sacrebleu_interval(name, part.probabilities), strict=True))
+                for name in metrics
+                if name != "comet"
+            },
+        }
+    described: dict[str, Any] = {"domains": domains, "signatures": {name: signature(name) for name in metrics}}
+    if extra.trade_off is not None:
+        described["trade_off"] = dataclasses.asdict(extra.trade_off)
+    if extra.store is not None:
+        described["knn"] = extra.store.facts()
+    return described
+
+
+def write_translations(folder: Path, predictions: Predictions) -> None:
+    """One file per domain and side, a line per test example in their order: what sacrebleu's command line takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for domain, part in split_predictions(predictions).items():
+        name = re.sub(r"[^\w.-]", "-", domain)
+        for side, texts in (("hypothesis", part.predicted), ("reference", part.reference)):
+            lines = [" ".join(str(text).split("\n")) + "\n" for text in texts]
+            (folder / f"{name}.{side}.txt").write_text("".join(lines), encoding="utf-8")
