@@ -1,4 +1,4 @@
-"""Floor 6: the command line: `hf-transfer run`, `compare`, `report` and `predict`, and what recipes call.
+"""Floor 6: the command line: `hf-transfer run`, `compare`, `report`, `predict`, `translate` and `vocabulary`.
 
 Nothing heavy is imported before a command line has been read and found right.
 """
@@ -28,10 +28,13 @@ USAGE = """usage: hf-transfer COMMAND [...]
 Adapt a pretrained transformer to your text, and learn what it is worth outside its training domain.
 
 commands:
-  run      adapt, score by domain, save, prove and report; `hf-transfer run --help` lists every setting
-  compare  several strategies, controls and seeds on the same data: which is best, and is it real?
-  report   the report again, from the results.json of one comparison or of several runs
-  predict  labels and probabilities for the texts of a file; `hf-transfer predict --help`
+  run         adapt, score by domain, save, prove and report; `hf-transfer run --help` lists every setting,
+              `--task translation` makes it translation
+  compare     several strategies, controls and seeds on the same data: which is best, and is it real?
+  report      the report again, from the results.json of one comparison or of several runs
+  predict     labels and probabilities for the texts of a file; `hf-transfer predict --help`
+  translate   a file or standard input, line by line, with a saved model; `hf-transfer translate --help`
+  vocabulary  a SentencePiece vocabulary and a Marian architecture for training from scratch
 
   --version, --help
 """
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "compare": _compare,
         "report": _report,
         "predict": _predict,
+        "translate": _translate,
+        "vocabulary": _vocabulary,
     }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         with exit_codes():
             if words[0] not in commands:
-                raise InputError(f"there is no command {words[0]!r}: use run, compare, report or predict.")
+                raise InputError(f"there is no command {words[0]!r}: use {', '.join(commands)}.")
             commands[words[0]](words[1:])
 
 
@@ -121,6 +126,18 @@ def _predict(words: Sequence[str]) -> None:
         given.overwrite,
     )
     print(f"{count:,} rows labelled: {given.output}")
+
+
+def _translate(words: Sequence[str]) -> None:
+    from hf_transfer import translate_file
+
+    translate_file.main(words)
+
+
+def _vocabulary(words: Sequence[str]) -> None:
+    from hf_transfer import make_vocabulary
+
+    make_vocabulary.main(words)
 
 
 @contextmanager

@@ -27,7 +27,6 @@ OUTPUTS = (
     "merged",
     "checkpoints",
     "controls",
-    "vocabulary",
     "translations",
     "ctranslate2",
 )

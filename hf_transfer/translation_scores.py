@@ -51,7 +51,7 @@ def sentence_statistics(
     Args:
         hypotheses: n translations; "" where a model gave nothing.
         references: n, one each.
-        metrics: keys of ``TRANSLATION_COLUMNS``. Of 2,000 sentences of 25 words bleu takes 1 s, chrf 2 s and ter 1 s.
+        metrics: keys of ``TRANSLATION_COLUMNS``. Of 1,000 sentences of 16 words bleu takes 0.2 s, chrf 0.3 s, ter 0.9 s.
         sources: n; only comet reads them.
         tokenize: BLEU's tokenizer, as in ``sacrebleu --tokenize``: ``zh`` for Chinese, say. The others have their own.
 
@@ -243,7 +243,7 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
 def _chrf(sums: np.ndarray) -> np.ndarray:
     """Popović, chrF++ (2017): F2 of precision and recall, each averaged over the orders that both sides have."""
     hypothesis, reference, matches = (sums[:, start::3] for start in range(3))
-    both = hypothesis > 0
+    both = (hypothesis > 0) & (reference > 0)
     orders = np.maximum(both.sum(axis=1), 1)
     precision, recall = (
         np.divide(matches, total, out=np.zeros(total.shape), where=both).sum(axis=1) / orders

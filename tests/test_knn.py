@@ -106,13 +106,14 @@ def test_search_finds_what_comparing_with_every_state_finds(monkeypatch, tokens,
     np.testing.assert_array_equal(found, expected_tokens)
 
 
-def test_distances_survive_states_far_from_the_origin():
-    """|x|^2 + |y|^2 - 2xy would leave nothing of them in fp32."""
-    keys = torch.tensor([[1000.0, 1000.0], [1000.0, 1000.5], [1003.0, 1000.0]])
-    distances, tokens = make_datastore(keys, torch.tensor([5, 6, 7], dtype=torch.int32)).search(keys[:1] + 0.25, 3)
-    assert distances[0].tolist() == [0.125, 0.125, 7.625]
-    assert sorted(tokens[0, :2].tolist()) == [5, 6]
-    assert tokens[0, 2] == 7
+def test_order_and_distances_survive_states_far_from_the_origin():
+    """|x|^2 + |y|^2 - 2xy leaves little of them in fp32: it sorts these neighbours wrongly."""
+    keys = (1000 + np.random.default_rng(0).uniform(size=(30, 2))).astype(np.float32)
+    store = make_datastore(torch.tensor(keys), torch.arange(30, dtype=torch.int32))
+    distances, tokens = store.search(torch.tensor(keys[:3] + 0.25), 30)
+    expected, expected_tokens = nearest(keys, np.arange(30), keys[:3] + np.float32(0.25), 30)
+    np.testing.assert_allclose(distances, expected, rtol=1e-5)
+    np.testing.assert_array_equal(tokens, expected_tokens)
 
 
 def test_a_datastore_smaller_than_k_gives_all_it_has():

@@ -155,6 +155,17 @@ def test_every_code_of_a_checkpoint_means_itself(family, count, opened):
         assert resolve_languages(CONVENTIONS[family], tokenizer, "en", code)[1] == code
 
 
+def test_the_usual_script_is_preferred_to_a_code_that_names_none(opened):
+    _, tokenizer = opened("marian-multi")  # with the targets of opus-mt-en-zh
+    codes = [">>cmn<<", ">>cmn_Hans<<", ">>cmn_Hant<<"]
+    for code in codes:
+        tokenizer.encoder[code] = len(tokenizer.encoder)
+    tokenizer.supported_language_codes = codes
+    written = {"zh": codes[1], "zho_Hant": codes[2], "zh_TW": codes[2], "cmn": codes[0]}
+    for given, code in written.items():
+        assert resolve_languages(CONVENTIONS["marian-multi"], tokenizer, None, given) == ("", code)
+
+
 def test_a_code_that_the_vocabulary_has_lost_is_not_offered(opened):
     _, tokenizer = opened("m2m100")
     tokenizer.lang_token_to_id["__xx__"] = tokenizer.unk_token_id

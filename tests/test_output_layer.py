@@ -15,7 +15,12 @@ from torch.nn import functional
 from hf_transfer.cross_entropy import smoothed_cross_entropy_sum
 from hf_transfer.output_layer import output_layer, skip_output_layer
 
-EVERY = (*FAMILIES, "bart")
+EVERY = (*FAMILIES, "bart", "untied")
+
+
+SIZE = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "vocab_size": 90}
+SIZE |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+SIZE |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +29,18 @@ def opened(tmp_path_factory):
 
     @functools.cache
     def open_once(family):
+        if family == "untied":  # three matrices, and pieces of the target's own
+            torch.manual_seed(0)
+            config = transformers.MarianConfig(
+                **(SIZE | {"vocab_size": 80}),
+                decoder_vocab_size=90,
+                share_encoder_decoder_embeddings=False,
+                tie_word_embeddings=False,
+            )
+            return transformers.MarianMTModel(config).double().eval()
         if family == "bart":
             torch.manual_seed(0)
-            ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-            size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-            size |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": 90}
-            return transformers.BartForConditionalGeneration(transformers.BartConfig(**size, **ends)).double().eval()
+            return transformers.BartForConditionalGeneration(transformers.BartConfig(**SIZE)).double().eval()
         folder = make_translation_checkpoint(family, tmp_path_factory.mktemp(family))
         return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).double().eval()
 

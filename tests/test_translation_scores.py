@@ -300,6 +300,12 @@ def test_comet_scores_sentences_in_points_where_it_is_installed(monkeypatch):
         ("A dog runs.", "Ein Hund läuft.", "Ein Hund läuft.", {}),
         ("A dog runs.", " a DOG  runs. ", "Ein Hund läuft.", {"copied"}),
         ("OK", "ok", "Gut", {"copied"}),
+        (
+            "The big dog runs in the park.",
+            "The big dog runs in the park.",
+            "Ein Hund.",
+            {"copied"},
+        ),  # not partly as well
         ("Windows 95", "Windows 95", "Windows 95", {}),  # rightly so
         ("A dog runs.", "A dog run.", "Ein Hund läuft.", {}),
         ("The big dog runs in the park.", "Hier: The big dog runs in einem Park.", "Ein Hund.", {"partly_copied"}),
@@ -316,6 +322,7 @@ def test_comet_scores_sentences_in_points_where_it_is_installed(monkeypatch):
         ("No no no no", "nein nein nein nein", "nein nein nein nein nein", {}),
         ("x", "a b c d a b c d a b c d a b c d", "y", {"repeated"}),
         ("x", "a b c d a b c d a b c d a b c", "y", {}),
+        ("x", "ja ja nein ja ja gut ja ja doch ja ja", "y", {}),  # often, but not in a row
         ("x", "a b c d e a b c d e a b c d e a b c d e", "y", {}),  # five tokens long
     ],
 )

@@ -4,17 +4,14 @@ import itertools
 import json
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
 from hf_transfer import make_vocabulary, vocabulary
 from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
-from hf_transfer.records import DomainTable
 from hf_transfer.vocabulary import (
     SIZES,
     check_replaceable,
@@ -343,22 +340,27 @@ def test_every_size_divides_into_its_heads():
 
 
 @pytest.fixture
-def read_pairs(monkeypatch) -> Callable[[list[str]], None]:
-    """Makes the reader of parallel text give the 300 sentences with the splits that a test wants."""
+def write_pairs(tmp_path: Path) -> Callable[[list[str]], str]:
+    """Writes the 300 sentences with the splits that a test wants, and gives the file's name."""
 
-    def give(splits: list[str]) -> None:
-        columns = {"source": ENGLISH, "target": GERMAN, "split": splits}
-        module = types.ModuleType("hf_transfer.sources.parallel")
-        module.read_pairs = lambda data: DomainTable(Dataset.from_dict(columns), "toy", "")  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "hf_transfer.sources.parallel", module)
+    def write(splits: list[str]) -> str:
+        columns = zip(ENGLISH, GERMAN, splits, strict=True)
+        rows = [json.dumps({"source": a, "target": b, "split": split}) for a, b, split in columns]
+        (tmp_path / "toy.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        return str(tmp_path / "toy.jsonl")
 
-    give([""] * 300)
-    return give
+    return write
 
 
-def test_the_command_says_pieces_characters_per_piece_and_the_unknown_share(read_pairs, tmp_path, capsys, learnt):
+@pytest.fixture
+def pairs(write_pairs) -> str:
+    """A file with all 300 for training."""
+    return write_pairs(["train"] * 300)
+
+
+def test_the_command_says_pieces_characters_per_piece_and_the_unknown_share(pairs, tmp_path, capsys, learnt):
     make_vocabulary.main(
-        ["--source", "toy", "--output", str(tmp_path / "v"), "--size", "marian-tiny", "--source_lang", "en"]
+        ["--source", pairs, "--output", str(tmp_path / "v"), "--size", "marian-tiny", "--source_lang", "en"]
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{len(learnt.tokens)} tokens from 300 pairs: {tmp_path / 'v'}"
@@ -372,18 +374,18 @@ def test_the_command_says_pieces_characters_per_piece_and_the_unknown_share(read
     assert opened(tmp_path / "v", ENGLISH[:2], GERMAN[:2])["source_back"] == ENGLISH[:2]
 
 
-def test_the_command_learns_from_the_train_part_alone(read_pairs, tmp_path):
-    read_pairs(["train"] * 200 + ["test"] * 50 + ["validation"] * 50)
-    made = make_vocabulary.make_vocabulary(DataConfig(source="toy"), tmp_path / "v", "marian-tiny")
+def test_the_command_learns_from_the_train_part_alone(write_pairs, tmp_path):
+    toy = write_pairs(["train"] * 200 + ["test"] * 50 + ["validation"] * 50)
+    made = make_vocabulary.make_vocabulary(DataConfig(source=toy), tmp_path / "v", "marian-tiny")
     assert made.pairs == 200
     assert (tmp_path / "v" / "source.spm").read_bytes() == train_vocabulary(ENGLISH[:200], GERMAN[:200]).model
-    read_pairs(["test"] * 300)
-    with pytest.raises(InputError, match="--source toy has no train part"):
-        make_vocabulary.make_vocabulary(DataConfig(source="toy"), tmp_path / "w", "marian-tiny")
+    toy = write_pairs(["test"] * 300)
+    with pytest.raises(InputError, match=r"--source .*toy\.jsonl has no train part"):
+        make_vocabulary.make_vocabulary(DataConfig(source=toy), tmp_path / "w", "marian-tiny")
 
 
-def test_the_command_refuses_an_existing_output_unless_told_to_replace_it(read_pairs, tmp_path):
-    words = ["--source", "toy", "--output", str(tmp_path / "v"), "--size", "marian-tiny"]
+def test_the_command_refuses_an_existing_output_unless_told_to_replace_it(pairs, tmp_path):
+    words = ["--source", pairs, "--output", str(tmp_path / "v"), "--size", "marian-tiny"]
     make_vocabulary.main(words)
     before = contents(tmp_path / "v")
     with pytest.raises(InputError, match=r"--output .* already exists.*--overwrite"):
@@ -393,10 +395,10 @@ def test_the_command_refuses_an_existing_output_unless_told_to_replace_it(read_p
     assert len(json.loads((tmp_path / "v" / "vocab.json").read_text(encoding="utf-8"))) == 61
 
 
-def test_the_command_never_replaces_what_is_no_vocabulary(read_pairs, tmp_path):
+def test_the_command_never_replaces_what_is_no_vocabulary(pairs, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds files that are not a vocabulary's"):
-        make_vocabulary.main(["--source", "toy", "--output", str(tmp_path), "--overwrite"])
+        make_vocabulary.main(["--source", pairs, "--output", str(tmp_path), "--overwrite"])
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -94,8 +94,7 @@ def find_parts(pretrained: Pretrained) -> Parts:
     Embeddings are parameters below a module whose name speaks of embeddings (or GPT-2's wte, wpe; T5's shared).
     A checkpoint without any layer list (ALBERT shares one layer) counts as having a single layer. An output layer that
     is tied to the embeddings is one of them; one of its own is the last of ``rest``, since it learns at the top's rate.
-    What the architecture itself holds fixed (Marian's sinusoidal positions, which transformers does not even save) is in
-    no part, so that no strategy trains it.
+    What transformers does not save (Marian's sinusoidal positions) is in no part: no strategy may train it.
     """
     model = pretrained.model
     body = model.base_model
@@ -107,7 +106,8 @@ def find_parts(pretrained: Pretrained) -> Parts:
     head = {id(p) for name, p in named.items() if not writes and (name in new or not name.startswith(prefix))}
     stacks = list(_layer_stacks(body))
     modules = tuple(layer for _, stack in stacks for layer in stack)
-    taken = head | {id(p) for p in named.values() if not p.requires_grad}
+    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    taken = head | {id(p) for name, p in named.items() if name in unsaved}
     layers = []
     for module in modules:
         layers.append(tuple(p for p in module.parameters() if id(p) not in taken))

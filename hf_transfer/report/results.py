@@ -187,7 +187,18 @@ def plain(value: Any) -> Any:
 
 def write_json(path: str | Path, obj: Any) -> None:
     """Write ``obj`` as strict JSON, null for nan, all or nothing as ``write_text`` does."""
-    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(plain(obj)) + "\n")
+
+
+def _json(value: Any, margin: str = "") -> str:
+    """Indented by two spaces; a list of numbers, which may be thousands long, on one line."""
+    inside = margin + "  "
+    if isinstance(value, dict) and value:
+        parts = [f"{inside}{json.dumps(key, ensure_ascii=False)}: {_json(item, inside)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{margin}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list | str) for item in value):
+        return "[\n" + ",\n".join(inside + _json(item, inside) for item in value) + f"\n{margin}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,12 +5,11 @@ Arrow and datasets are imported when a source is loaded, not before: that keeps 
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_transfer.config import DATA_SUFFIXES, DataConfig
+from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
 
@@ -50,6 +49,8 @@ def read_source(data: DataConfig) -> DomainTable:
         bundled = find_bundled(data.source.removeprefix("bundled:"))
         table = load_files(bundled.folder, data)
         return replace(table, name=data.source, default_train_domains=bundled.default_train_domains)
+    from hf_transfer.sources.hub import load_hub, may_be_hub_id
+
     path = Path(data.source).expanduser()
     if path.exists() or not may_be_hub_id(data.source):
         from hf_transfer.sources.files import load_files, no_such_path
@@ -57,8 +58,6 @@ def read_source(data: DataConfig) -> DomainTable:
         if not path.exists():
             raise no_such_path(path)
         return load_files(path, data)
-    from hf_transfer.sources.hub import load_hub
-
     return load_hub(data)
 
 
@@ -74,8 +73,3 @@ def labelled(rows: Dataset, data: DataConfig) -> Dataset:
     from hf_transfer.sources import base
 
     return base.labelled(rows, data)
-
-
-def may_be_hub_id(source: str) -> bool:
-    """``name`` or ``owner/name``, without the suffix of a data file."""
-    return bool(re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source)) and not source.lower().endswith(DATA_SUFFIXES)

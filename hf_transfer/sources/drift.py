@@ -37,16 +37,16 @@ def describe_drift(source: Sequence[str], target: Sequence[str]) -> str:
     line = find_drift(source, target)
     if line is None:
         return "Where they drift cannot be told: look for a line break or an empty line that only one of them has."
-    shorter = min(len(source), len(target))
-    if line > shorter:
-        return f"Lines 1 to {shorter:,} seem to match: look at what the longer one has after them."
+    compared = min(len(source), len(target), LINES_COMPARED)
+    if line > compared:
+        return f"Lines 1 to {compared:,} seem to match: look at what comes after them."
     return f"They seem to drift from line {line:,}: look for a line that only one of them has, there or shortly before."
 
 
 def find_drift(source: Sequence[str], target: Sequence[str]) -> int | None:
     """The line, counted from 1, from which another shift explains both files clearly better; off by a few at times.
 
-    One more than the length of the shorter file if all its lines match; None if nothing can be told.
+    One more than the number of lines that were compared if all of them match; None if nothing can be told.
     """
     # 1. Score each shift on the same lines. Shifts reach a little further than the difference of the lengths.
     # 2. For each shift, the sum of (its score - that of shift 0) over the first k lines falls before the drift and
@@ -114,7 +114,7 @@ class _Pairs:
 
 
 def _anchors(source: Sequence[str], target: Sequence[str]) -> list[dict[int, set[str]]]:
-    """By side and line, the tokens that stand in both files and in few lines of each; lines without any are left out."""
+    """By side and line, the tokens that stand in both files and in few lines of each; no line without any."""
     tokens = [[set(re.findall(r"\w*\d[\w.,]*\w|\d|\w{4,}", line)) for line in lines] for lines in (source, target)]
     counts = [Counter(token for line in side for token in line) for side in tokens]
     most = max(3, min(len(source), len(target)) // 200)

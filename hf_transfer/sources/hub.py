@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hf_transfer.config import DataConfig
+from hf_transfer.config import DATA_SUFFIXES, DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
 from hf_transfer.sources.base import (
@@ -21,6 +22,11 @@ from hf_transfer.sources.base import (
     top_names,
     used_columns,
 )
+
+
+def may_be_hub_id(source: str) -> bool:
+    """``name`` or ``owner/name``, without the suffix of a data file."""
+    return bool(re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source)) and not source.lower().endswith(DATA_SUFFIXES)
 
 
 def load_hub(data: DataConfig) -> DomainTable:

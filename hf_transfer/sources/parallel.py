@@ -27,7 +27,6 @@ import pyarrow.compute as pc
 from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
-from hf_transfer.sources import may_be_hub_id
 from hf_transfer.sources.base import (
     TEXT,
     Part,
@@ -50,6 +49,7 @@ from hf_transfer.sources.files import (
     undecodable,
     visible_files,
 )
+from hf_transfer.sources.hub import may_be_hub_id, read_hub
 from hf_transfer.sources.tmx import TMX_SUFFIXES, matching_languages, read_languages, read_tmx
 
 PAIR_SUFFIXES = (*TABLE_SUFFIXES, *TMX_SUFFIXES)
@@ -57,24 +57,7 @@ SIDE_FIELDS = ("source_column", "target_column")
 OTHER_FIELDS = ("source_lang_column", "target_lang_column", "id_column", "domain_column", "split_column")
 """Fields of ``DataConfig`` that name the other columns of parallel text."""
 NESTED = "translation."
-NO_LANGUAGES = (
-    "txt",
-    "md",
-    "log",
-    "gz",
-    "bz",
-    "zip",
-    "tar",
-    "py",
-    "sh",
-    "pdf",
-    "ids",
-    "xml",
-    "dtd",
-    "bak",
-    "src",
-    "tgt",
-)
+NO_LANGUAGES = re.compile("txt|md|log|gz|bz|zip|tar|py|sh|pdf|ids|xml|dtd|bak|src|tgt", re.IGNORECASE)
 """Suffixes that look like the code of a language and are none."""
 FLAGS = "--data.source_lang and --data.target_lang"
 
@@ -128,10 +111,8 @@ def read_pairs(data: DataConfig) -> DomainTable:
         return _read_two_files(data)
     if _files_of_prefix(path):
         return _read_prefix(path, data)
-    if data.source.lower().endswith(TMX_SUFFIXES) or not may_be_hub_id(data.source):
+    if not may_be_hub_id(data.source):
         raise no_such_path(path)
-    from hf_transfer.sources.hub import read_hub
-
     parts, notes = read_hub(data, lambda columns: _columns_to_read(columns, data))
     return _assemble([_sides_of_table(part, data) for part in parts], data.source, data, notes)
 
@@ -347,7 +328,7 @@ def _without_languages(stem: str, languages: Sequence[str | None]) -> str:
 
 
 def _looks_like_language(name: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", name)) and name.lower() not in NO_LANGUAGES
+    return bool(re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", name)) and not NO_LANGUAGES.fullmatch(name)
 
 
 def _languages_of_names(codes: Iterable[str], place: str, data: DataConfig) -> tuple[str, str]:
