@@ -34,10 +34,10 @@ def main() -> None:
     source = prepare(Path(given.data), Path(given.output))
     config = ht.RunConfig(
         task="translation",
-        data=ht.DataConfig(source=str(source), source_lang="en", target_lang="de", max_length=96, train_domains=("captions",)),
-        model=ht.ModelConfig(
-            checkpoint=f"scratch:{given.size}", vocabulary_size=given.pieces, dropout=given.dropout
+        data=ht.DataConfig(
+            source=str(source), source_lang="en", target_lang="de", max_length=96, train_domains=("captions",)
         ),
+        model=ht.ModelConfig(checkpoint=f"scratch:{given.size}", vocabulary_size=given.pieces, dropout=given.dropout),
         train=ht.TrainConfig(
             epochs=given.epochs,
             max_seconds=given.seconds,

@@ -7,13 +7,14 @@ is no ``config.json`` beside an adapter, because transformers would then take th
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,16 @@ def save_artefact(
     keeps_head: bool,
     export: str | None,
     proof: Dataset,
+    translate: Callable[[Any], list[str]] | None = None,
+    store: Any = None,
 ) -> Artefact:
     """Save ``adapted`` as ``output_dir/model`` (and ``merged`` where asked), each proved by a fresh process.
 
     Args:
         keeps_head: Whether the checkpoint's own head was kept.
-        proof: A few rows whose logits are compared; their texts are not stored.
+        proof: A few rows whose logits (of translation: translations) are compared; their texts are not stored.
+        translate: What a model writes, greedily, for the sources of ``proof``; where translation is the task.
+        store: kNN-MT's datastore and settings, saved as ``model/knn``.
 
     Raises:
         RunError: the fresh process could not open it, or its logits differ by more than ``TOLERANCE``.
@@ -68,17 +73,32 @@ def save_artefact(
         "base_sha256": pretrained.sha256,
         "keeps_head": keeps_head,
     }
-    texts: list[str] = list(proof["text"])
-    text_pairs = list(proof["text_pair"]) if "text_pair" in proof.column_names else None
     kind = "adapter" if adapted.strategy == "lora" else "full"
-    expected = LoadedModel(model, pretrained.tokenizer, labels, max_length).logits(texts, text_pairs)
+    if translate is not None:
+        metadata |= {
+            "source_lang": labels.source_lang,
+            "target_lang": labels.target_lang,
+            "source_prefix": labels.source_prefix,
+            "tags": list(labels.tags),
+        }
+        sources: list[str] = list(proof["source"])
+        written = translate(model)
+        pair = [proof[0][side] or getattr(labels, side) or None for side in ("source_lang", "target_lang")]
+        prove = functools.partial(_prove_translations, texts=sources, expected=written, languages=pair)
+    else:
+        texts: list[str] = list(proof["text"])
+        text_pairs = list(proof["text_pair"]) if "text_pair" in proof.column_names else None
+        expected = LoadedModel(model, pretrained.tokenizer, labels, max_length).logits(texts, text_pairs)
+        prove = functools.partial(_prove, texts=texts, text_pairs=text_pairs, expected=expected)
     write_model(output_dir / "model", model, adapted, pretrained, metadata)
-    differences = [_prove(output_dir / "model", texts, text_pairs, expected)]
+    if store is not None:
+        store.datastore.save(output_dir / "model" / "knn", store.choice)
+    differences = [prove(output_dir / "model")]
     also: tuple[str, ...] = ()
     if export == "merged":
         merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
         write_model(output_dir / "merged", merged, None, pretrained, metadata)
-        differences.append(_prove(output_dir / "merged", texts, text_pairs, expected))
+        differences.append(prove(output_dir / "merged"))
         also = ("merged",)
     adapted.model.to(device)
     size = sum(path.stat().st_size for path in (output_dir / "model").rglob("*") if path.is_file())
@@ -99,6 +119,8 @@ def write_model(
         if adapted is not None and adapted.strategy == "lora":
             revision = pretrained.revision or None
             save_adapter(temporary, model, adapted.initial_update, metadata["base_checkpoint"], revision)
+            if metadata["task"] == "translation":  # PEFT would leave the base's own to whoever opens it
+                model.generation_config.save_pretrained(temporary)
         else:
             model.config._name_or_path = ""  # a path of this machine says nothing to others
             model.save_pretrained(temporary)
@@ -120,6 +142,8 @@ def _from_anywhere(checkpoint_id: str) -> str:
 
 def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
     """README.md of an artefact: how to open it, with the exact arguments."""
+    if metadata["task"] == "translation":
+        return _translation_notes(metadata, is_adapter)
     names = metadata["label_names"] or ["value"]
     ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").predict(["some text"]).labels)'
     if not is_adapter:
@@ -154,14 +178,71 @@ def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
     )
 
 
+def _translation_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
+    """``loading_notes`` of a model that translates."""
+    ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").translate(["some text"]))'
+    opened = 'model = AutoModelForSeq2SeqLM.from_pretrained("PATH")'
+    lines = ["from transformers import AutoModelForSeq2SeqLM, AutoTokenizer", ""]
+    if is_adapter:
+        lines = ["from peft import PeftModel", *lines]
+        opened = (
+            f'base = AutoModelForSeq2SeqLM.from_pretrained("{metadata["base_checkpoint"]}")\n'
+            'model = PeftModel.from_pretrained(base, "PATH")'
+        )
+    prefix = metadata["source_prefix"]
+    lines += [
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        opened,
+        f'inputs = tokenizer(["{prefix}some text"], return_tensors="pt", padding=True)',
+        "print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))",
+    ]
+    languages = " to ".join(language for language in (metadata["source_lang"], metadata["target_lang"]) if language)
+    return (
+        f"# {'LoRA adapter' if is_adapter else 'Model'} for translation{': ' + languages if languages else ''}\n\n"
+        f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder.\n\n"
+        f"```python\n{ours}\n```\n\nWithout that package:\n\n```python\n{chr(10).join(lines)}\n```\n"
+    )
+
+
+def _prove_translations(
+    folder: Path, texts: Sequence[str], expected: Sequence[str], languages: Sequence[str | None]
+) -> float:
+    """Load ``folder`` in a fresh, offline process and compare what it writes, greedily; 0.0 where it is equal."""
+    request = {
+        "path": str(folder.resolve()),
+        "sources": list(texts),
+        "languages": list(languages),
+    }
+    found = _ask_fresh_process(folder, request)
+    differing = [i for i, (theirs, ours) in enumerate(zip(found, expected, strict=True)) if theirs != ours]
+    if differing:
+        raise RunError(
+            f"{folder} was saved and opens, but a fresh process translates {len(differing)} of {len(expected)} texts "
+            "in another way. It must not be used."
+        )
+    return 0.0
+
+
 def _prove(folder: Path, texts: Sequence[str], text_pairs: Sequence[str] | None, expected: np.ndarray) -> float:
     """Load ``folder`` in a fresh, offline process and compare logits; returns the largest difference."""
     request = {
         "path": str(folder.resolve()),
         "texts": list(texts),
         "text_pairs": list(text_pairs) if text_pairs is not None else None,
-        "threads": torch.get_num_threads(),
     }
+    found = np.array(_ask_fresh_process(folder, request), dtype=np.float32)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        far = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
+        raise RunError(
+            f"{folder} was saved and opens, but a fresh process gives other logits (shapes {found.shape} and "
+            f"{expected.shape}, largest difference {far:.3g}, allowed {TOLERANCE}). It must not be used."
+        )
+    return float(np.abs(found - expected).max())
+
+
+def _ask_fresh_process(folder: Path, request: dict[str, Any]) -> Any:
+    """What a fresh process answers to ``request`` (see ``_answer``)."""
+    request = request | {"threads": torch.get_num_threads()}
     # the launcher's variables would make the child wait for its siblings; a GPU would round differently
     environment = {
         name: value
@@ -183,20 +264,18 @@ def _prove(folder: Path, texts: Sequence[str], text_pairs: Sequence[str] | None,
         if child.returncode:
             said = child.stderr.strip().splitlines()[-1:] or ["nothing"]
             raise RunError(f"{folder} was saved, but a fresh process cannot open it. It said: {said[0]}")
-        found = np.array(json.loads(answer.read_text(encoding="utf-8")), dtype=np.float32)
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-        far = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
-        raise RunError(
-            f"{folder} was saved and opens, but a fresh process gives other logits (shapes {found.shape} and "
-            f"{expected.shape}, largest difference {far:.3g}, allowed {TOLERANCE}). It must not be used."
-        )
-    return float(np.abs(found - expected).max())
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def _answer(answer: Path) -> None:
-    """The fresh process: open, predict, write the logits."""
+    """The fresh process: open, predict, write the logits or the translations."""
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
+    if "sources" in request:
+        translator = load(request["path"], device="cpu")
+        written = translator.translate(request["sources"], *request["languages"], beams=1)
+        answer.write_text(json.dumps(written), encoding="utf-8")
+        return
     logits = load(request["path"], device="cpu").logits(request["texts"], request["text_pairs"])
     answer.write_text(json.dumps(logits.tolist()), encoding="utf-8")
 

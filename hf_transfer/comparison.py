@@ -109,7 +109,10 @@ class FinishedRun:
 def compare_with_controls(
     results: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], not_applicable: Sequence[str], config: RunConfig
 ) -> dict[str, Any]:
-    """The results of a run with the scores of its controls, and the run compared with each of them by domain."""
+    """The results of a run with the scores of its controls, and the run compared with each of them by domain.
+
+    A run of translation is compared on means over domains too, and with the control ``before`` gets a ``ledger``.
+    """
     joined = dict(results)
     joined["scores"] = [*results["scores"], *(score for control in controls for score in control["scores"])]
     joined["notes"] = [*results["notes"], *not_applicable]
@@ -121,8 +124,24 @@ def compare_with_controls(
         for domain, mine in runs[0].predictions.items():
             difference = tests.on_domain([mine], [control.predictions[domain]], domain)
             found.append(_comparison("control", domain, "adapted", control.strategy, difference, tests.metric))
+        for words, difference in _on_means([runs[0]], [control], tests) if _is_translation(results) else ():
+            found.append(_comparison("control", words, "adapted", control.strategy, difference, tests.metric))
     joined["comparisons"] = plain(with_verdicts(found, evaluate.confidence))
+    if _is_translation(results):
+        own, before = (
+            {s["domain"]: s for s in joined["scores"] if (s["stage"], s["metric"]) == (stage, tests.metric)}
+            for stage in ("adapted", "before")
+        )
+        against = {item["domain"]: item for item in joined["comparisons"] if item["b"] == "before"}
+        about = {"strategy": runs[0].strategy, "direction": name_of(runs[0].setting), "metric": tests.metric}
+        joined["ledger"] = plain(
+            with_shares([about | _ledger_row(own, before, against, tests.metric)] if before else [])
+        )
     return joined
+
+
+def _is_translation(results: Mapping[str, Any]) -> bool:
+    return results["labels"]["problem"] == "translation"
 
 
 def join(
@@ -206,8 +225,13 @@ def join(
         "config": dict(config),
     }
     joined = plain(joined)  # what follows reads None for nan, as whoever reads the file does
-    joined["robustness"] = plain(effective_robustness(joined))
+    # BLEU of different texts has no common scale: of translations, what is compared is the same text before and after
+    nothing: dict[str, Any] = {"points": [], "line": None, "effective": {}}
+    joined["robustness"] = nothing if _is_translation(first) else plain(effective_robustness(joined))
     _add_drops(joined)
+    joined["ledger"] = plain(_ledger(groups, joined)) if _is_translation(first) else []
+    joined["translation"] = plain(_translation(groups))
+    joined["signatures"] = next((each["signatures"] for each in _described(runs)), {})
     joined["warnings"] = _warnings(joined, runs)
     joined["answer"] = answer(joined)
     return joined
@@ -376,6 +400,7 @@ def _comparisons(groups: Groups, tests: Tests) -> list[dict[str, Any]]:
     """Every comparison that the runs allow, in the order in which they are reported."""
     found: list[dict[str, Any]] = []
     directions = _directions(groups)
+    is_translation = any(_is_translation(runs[0].results) for group in groups.values() for runs in group.values())
     for setting in directions:
         group = groups.get(setting, {})
         strategies = [name for name in group if name not in CONTROLS]
@@ -388,11 +413,11 @@ def _comparisons(groups: Groups, tests: Tests) -> list[dict[str, Any]]:
                 found.append(_comparison(question, where, a, b, difference, tests.metric, setting))
         for name in strategies:
             own, others = (_domains(group[name][0], role) for role in ("in_domain", "shifted"))
-            if own and others:
+            if own and others and not is_translation:
                 difference = tests.of_shift(group[name], own, others)
                 where = MEANS["shifted"]
                 found.append(_comparison("shift", where, name, "in-domain", difference, tests.metric, setting))
-        for name in strategies if "before" in group else ():
+        for name in strategies if "before" in group and not is_translation else ():  # there the ledger says it
             for domain in _domains(group[name][0], "shifted"):
                 mine = [run.predictions[domain] for run in group[name]]
                 then = [run.predictions[domain] for run in group["before"]]
@@ -406,14 +431,21 @@ def _differences(
     a: Sequence[FinishedRun], b: Sequence[FinishedRun], tests: Tests, by_domain: bool
 ) -> Iterator[tuple[str, Difference]]:
     """``a`` against ``b`` on the means of each role, and on each domain."""
-    for role, words in MEANS.items():
-        domains = _domains(a[0], role)
-        if len(domains) > 1 or (domains and not by_domain):
-            yield words, tests.on_means(a, b, domains)
+    yield from _on_means(a, b, tests, fewest=2 if by_domain else 1)
     if by_domain:
         for domain in a[0].predictions:
             mine, theirs = ([run.predictions[domain] for run in runs] for runs in (a, b))
             yield domain, tests.on_domain(mine, theirs, domain)
+
+
+def _on_means(
+    a: Sequence[FinishedRun], b: Sequence[FinishedRun], tests: Tests, fewest: int = 2
+) -> Iterator[tuple[str, Difference]]:
+    """``a`` against ``b`` on the mean over the domains of each role that has ``fewest`` of them."""
+    for role, words in MEANS.items():
+        domains = _domains(a[0], role)
+        if len(domains) >= fewest:
+            yield words, tests.on_means(a, b, domains)
 
 
 def _of_target_labels(groups: Groups, tests: Tests) -> Iterator[dict[str, Any]]:
@@ -480,6 +512,109 @@ def with_verdicts(found: Sequence[dict[str, Any]], confidence: float) -> list[di
         for item, p_adjusted in zip(decided, holm([item["p_value"] for item in decided]), strict=True):
             item["p_adjusted"], item["verdict"] = p_adjusted, judged(item, p_adjusted)
     return list(found)
+
+
+# ---- translation: what was gained and what it cost elsewhere ---------------------------------------------------
+
+
+def _ledger(groups: Groups, joined: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each strategy of each direction in which the checkpoint was scored as it comes (``before``)."""
+    rows = []
+    for setting, group in groups.items():
+        if setting != base_of(setting) or "before" not in group:
+            continue
+        before = _pooled(joined["scores"], joined["metric"], setting, "before")
+        for name in group:
+            if name in CONTROLS:
+                continue
+            own = _pooled(joined["scores"], joined["metric"], setting, name)
+            found = {
+                item["domain"]: item
+                for item in joined["comparisons"]
+                if (item["question"], item["direction"]) == ("control", name_of(setting))
+                and (item["a"], item["b"], item["target_examples"]) == (name, "before", 0)
+            }
+            about = {"strategy": name, "direction": name_of(setting), "metric": joined["metric"]}
+            rows.append(about | _ledger_row(own, before, found, joined["metric"]))
+    return with_shares(rows)
+
+
+def _ledger_row(
+    own: Mapping[str, Mapping[str, Any]],
+    before: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Mapping[str, Any]],
+    metric: str,
+) -> dict[str, Any]:
+    """What one strategy changed, from scores by domain and comparisons by domain or words of ``MEANS``.
+
+    Returns:
+        ``domains``: of each, in-domain first, ``domain, role, count, before, after, difference, low, high, p_value,
+        p_adjusted, verdict``; a difference over 0 is a gain, whichever way the metric points. ``in_domain`` and
+        ``shifted``: the same of the mean over the domains of a role, with their number as ``domains``; None where
+        there are none. ``worst_domain``: of the shifted ones, that which lost most.
+    """
+    sign = 1 if find_metric(metric).higher_is_better else -1
+
+    def entry(values: Sequence[tuple[float | None, float | None]], item: Mapping[str, Any] | None) -> dict[str, Any]:
+        then, now = (_mean(side) for side in zip(*values, strict=True))
+        facts = {"before": then, "after": now}
+        if item is not None:
+            return facts | {key: item[key] for key in LEDGER_FACTS}
+        difference = None if then is None or now is None else sign * (now - then)
+        return facts | dict.fromkeys(LEDGER_FACTS) | {"difference": difference, "verdict": ""}
+
+    domains = [
+        {"domain": name, "role": score["role"], "count": score["count"]}
+        | entry([(before[name]["value"], score["value"])], found.get(name))
+        for name, score in sorted(own.items(), key=lambda pair: pair[1]["role"] != "in_domain")
+        if name in before
+    ]
+    row: dict[str, Any] = {"domains": domains}
+    for role, words in MEANS.items():
+        mine = [item for item in domains if item["role"] == role]
+        lone = found.get(mine[0]["domain"]) if len(mine) == 1 else None
+        values = [(item["before"], item["after"]) for item in mine]
+        facts = {"domains": len(mine), "count": sum(item["count"] for item in mine)}
+        row[role] = facts | entry(values, found.get(words, lone)) if mine else None
+    elsewhere = [item for item in domains if item["role"] == "shifted" and item["difference"] is not None]
+    row["worst_domain"] = min(elsewhere, key=lambda item: item["difference"], default={"domain": ""})["domain"]
+    return row
+
+
+LEDGER_FACTS = ("difference", "low", "high", "p_value", "p_adjusted", "verdict")
+"""Of a comparison, what the ledger holds."""
+
+
+def with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with ``kept``: the in-domain gain as a share of the largest of the same direction; None without a gain."""
+    gains: dict[str, float] = {}
+    for row in rows:
+        gain = (row["in_domain"] or {}).get("difference")
+        if gain is not None:
+            gains[row["direction"]] = max(gain, gains.get(row["direction"], 0.0))
+    for row in rows:
+        gain, best = (row["in_domain"] or {}).get("difference"), gains.get(row["direction"], 0.0)
+        row["kept"] = None if gain is None or best <= 0 else gain / best
+    return list(rows)
+
+
+def _described(runs: Iterable[FinishedRun]) -> Iterator[Mapping[str, Any]]:
+    return (run.results["translation"] for run in runs if run.results.get("translation"))
+
+
+def _translation(groups: Groups) -> list[dict[str, Any]]:
+    """What each run without target labels says of its translations beside their scores."""
+    settings = [setting for setting in groups if setting == base_of(setting)]
+    if len(settings) > MOST_DETAILED_DIRECTIONS:
+        return []
+    return [
+        {"strategy": name, "seed": run.seed, "direction": name_of(setting), "domains": described["domains"]}
+        | {key: described.get(key) for key in ("trade_off", "knn")}
+        for setting in settings
+        for name, runs in groups[setting].items()
+        for run in runs
+        for described in _described([run])
+    ]
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
@@ -741,9 +876,10 @@ def _add_drops(joined: dict[str, Any]) -> None:
         for score in joined["scores"]
         if score["seed"] is None and score["metric"] == joined["metric"] and not score["target_examples"]
     }
+    strategies = [] if joined["problem"] == "translation" else joined["strategies"]
     for item in joined["distances"]:
         drops = {}
-        for strategy in joined["strategies"]:
+        for strategy in strategies:
             at_home = own.get((strategy, item["source"]))
             there = found.get((strategy, item["source"], item["target"]))
             if at_home is not None and there is not None:
@@ -803,6 +939,9 @@ def _warnings(joined: Mapping[str, Any], runs: Sequence[FinishedRun]) -> list[st
         found.append(f"Not all strategies have the same seeds: {uneven}.")
     if len({run.results["data"]["fingerprint"] for run in runs}) > 1:
         found.append("Runs read different versions of the data; their test examples have the same ids and labels.")
+    signatures = [each["signatures"] for each in _described(runs)]
+    if any(each != signatures[0] for each in signatures):
+        found.append("Runs were scored with different settings or versions of sacrebleu: the tables name the first.")
     found += _too_coarse(joined)
     data = max((run.results["data"] for run in runs), key=_leaked)
     if _leaked(data):

@@ -153,7 +153,7 @@ def _before(config: RunConfig, text: Text, accelerator: Accelerator) -> _Fitted:
     task = TASKS[config.task]
     found = find_checkpoint(config.model)
     labels, keeps_head = align_labels(text.labels, found)
-    if found.random_weights:
+    if labels.problem == "translation" and found.random_weights:
         raise InputError(f"control before {DOES_NOT_APPLY}: {config.model.checkpoint} starts from random weights.")
     if not keeps_head:
         raise InputError(

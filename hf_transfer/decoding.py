@@ -1,4 +1,4 @@
-"""Floor 3: what an encoder-decoder model writes for encoded sources, greedily or by beam search."""
+"""Floor 1: what an encoder-decoder model writes for encoded sources, greedily or by beam search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decode(
     beams: int = 1,
     length_penalty: float = 1.0,
     on_batch: Callable[[int], None] | None = None,
-    logits_processor: Sequence[Callable[..., torch.Tensor]] = (),
+    logits_processor: Sequence[Callable[..., torch.Tensor]] | None = None,
 ) -> list[list[int]]:
     """Tokens that ``model`` writes for each source, in the order of ``input_ids``.
 
@@ -71,7 +71,7 @@ def decode(
             written = stock.generate(
                 input_ids=rows.to(device),
                 attention_mask=mask.to(device),
-                logits_processor=LogitsProcessorList([*logits_processor, boundaries]),
+                logits_processor=LogitsProcessorList([*(logits_processor or ()), boundaries]),
                 max_length=1 + max(limits),  # the start token counts
                 **_settings(stock, beams, length_penalty),
             )

@@ -77,7 +77,8 @@ def normalised_texts(rows: Dataset) -> Iterator[str]:
 def find_leaks(train: Dataset, test: Mapping[str, Dataset], threshold: float) -> tuple[Leaks, set[int]]:
     """Count the test examples with a twin in train, and name the train rows that are such a twin.
 
-    ``train`` has columns ``text[, text_pair], domain`` or ``source, domain``; ``test`` is rows by domain. A twin is an equal text, or, where
+    ``train`` has columns ``text[, text_pair], domain`` or ``source, domain``; ``test`` is rows by domain. A twin is an
+    equal text, or, where
     both have at least ``FEWEST_WORDS`` distinct words, one with a Jaccard similarity of ``threshold`` or more. A test
     example counts once, as exact if any twin is equal; it counts as across domains if any twin is of another domain.
     The words of a pair are marked with their side. ``Leaks.dropped`` is left at 0.

@@ -31,8 +31,8 @@ def encode(
 def mix_general(encoded: EncodedSplits, share: float, seed: int) -> tuple[EncodedSplits, str]:
     """``encoded`` with general text mixed into train, and a sentence about how much.
 
-    General examples are drawn by ``seed`` until they make up ``share`` of all tokens of an epoch (mixed fine-tuning, Chu,
-    Dabre and Kurohashi 2017, who repeat the smaller side: here the in-domain side sets how long an epoch is).
+    General examples are drawn by ``seed`` until they make up ``share`` of all tokens of an epoch (mixed fine-tuning,
+    Chu, Dabre and Kurohashi 2017, who repeat the smaller side: here the in-domain side sets how long an epoch is).
     """
     assert encoded.general is not None
     own_tokens = sum(encoded.train["length"])

@@ -59,8 +59,8 @@ def choose_interpolation(
     """Walk from ``start`` to the weights in ``model``, and leave it at the chosen point.
 
     The point is ``adapt.interpolation`` where it is given. Else it is the best weighted mean of in-domain and general
-    validation (``adapt.general_weight``), or, without general text, the middle: in-domain validation alone knows nothing
-    of what is forgotten.
+    validation (``adapt.general_weight``), or, without general text, the middle: in-domain validation alone knows
+    nothing of what is forgotten.
     """
     end = start_weights(model)
     points = sorted({*ALPHAS, *([adapt.interpolation] if adapt.interpolation is not None else [])})

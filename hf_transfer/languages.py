@@ -1,4 +1,4 @@
-"""Floor 2: how each family of translation checkpoints is told which languages it works between.
+"""Floor 1: how each family of translation checkpoints is told which languages it works between.
 
 One literal table, ``CONVENTIONS``, says how a family names languages and where their codes stand; everything below
 reads it. Encoding never sets ``tokenizer.src_lang`` or ``tgt_lang``, so that it may be called for any languages in any
@@ -197,7 +197,10 @@ def find_convention(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
             )
         has_tasks = kind == "t5" and not tokenizer_name.startswith("ByT5")
         return CONVENTIONS["t5" if has_tasks else "mt5"]
-    if kind == "mbart" and "MBart50" in tokenizer_name:
+    # mBART-25, whose codes stand elsewhere, has no Afrikaans
+    if kind == "mbart" and (
+        "MBart50" in tokenizer_name or "af_ZA" in language_codes(CONVENTIONS["mbart-50"], tokenizer)
+    ):
         return CONVENTIONS["mbart-50"]
     if kind == "m2m_100":
         for family in ("nllb", "m2m100"):

@@ -17,7 +17,7 @@ import numpy as np
 from hf_transfer.batching import sorted_batches
 from hf_transfer.config import ModelConfig
 from hf_transfer.errors import InputError
-from hf_transfer.records import LabelSpace
+from hf_transfer.records import LabelSpace, Pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class LoadedModel:
         """Labels and probabilities for ``texts`` (and the second texts of pairs), sorted by length while at work."""
         from hf_transfer.tasks import TASKS
 
-        task = TASKS["classification"]
+        task: Any = TASKS["classification"]
         if not texts:
             return TextPredictions([], np.zeros((0, self.labels.output_count), np.float32), self.labels.names)
         probabilities = self._run(texts, text_pairs, task.read_outputs, tokens_per_batch)
@@ -91,8 +91,10 @@ def name_predictions(decided: np.ndarray, labels: LabelSpace) -> list[Any]:
     return [labels.names[i] for i in decided]
 
 
-def load(path: str | Path, device: str | None = None) -> LoadedModel:
+def load(path: str | Path, device: str | None = None) -> Any:
     """Open a saved artefact: a full model's folder, a merged one, an adapter's, or the run's output folder.
+
+    Returns a ``LoadedModel``, which predicts; of a model that translates a ``Translator``, which translates.
 
     Args:
         device: Where to put it, ``cuda:1`` say; by default a GPU if there is one.
@@ -107,6 +109,8 @@ def load(path: str | Path, device: str | None = None) -> LoadedModel:
         folder = folder / "model"
     if not folder.is_dir():
         raise InputError(f"{path} is not a folder: give the model folder of a run, or the run's output folder.")
+    if _translates(folder):
+        return _load_translator(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "adapter_config.json").is_file():
         model, tokenizer, labels, max_length = _load_adapter(folder)
     elif (folder / "config.json").is_file():
@@ -115,6 +119,47 @@ def load(path: str | Path, device: str | None = None) -> LoadedModel:
         raise InputError(f"{path} holds neither config.json nor adapter_config.json: it is not a saved model.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)
+
+
+def _translates(folder: Path) -> bool:
+    """Whether the folder's metadata, or the architecture of a model that came without, is of translation."""
+    if (folder / METADATA_NAME).is_file():
+        return read_metadata(folder)["task"] == "translation"
+    if not (folder / "config.json").is_file():
+        return False
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return any(name.endswith(("ForConditionalGeneration", "MTModel")) for name in config.get("architectures") or ())
+
+
+def _load_translator(folder: Path, device: str) -> Any:
+    from transformers import GenerationConfig
+
+    from hf_transfer.pretrained import find_checkpoint, load_pretrained
+    from hf_transfer.tasks import TASKS
+    from hf_transfer.translating import make_translator
+
+    metadata = read_metadata(folder) if (folder / METADATA_NAME).is_file() else {}
+    labels = LabelSpace(
+        "translation",
+        source_lang=metadata.get("source_lang", ""),
+        target_lang=metadata.get("target_lang", ""),
+        source_prefix=metadata.get("source_prefix", ""),
+        tags=tuple(metadata.get("tags", ())),
+    )
+    is_adapter = (folder / "adapter_config.json").is_file()
+    wanted = ModelConfig(checkpoint=str(folder))
+    if is_adapter:
+        wanted = ModelConfig(checkpoint=metadata["base_checkpoint"], revision=metadata["base_revision"] or None)
+    auto_class = TASKS["translation"].auto_class
+    opened = load_pretrained(wanted, find_checkpoint(wanted), auto_class, {}, keep_head=True, seed=0)
+    model: Any = opened.model
+    if is_adapter:
+        _check_base(folder, metadata, opened)
+        model = _put_adapter(folder, opened)
+        model.generation_config = GenerationConfig.from_pretrained(folder)  # PEFT keeps the base's
+        model.base_model.model.generation_config = model.generation_config
+    model = model.to(device)
+    return make_translator(model, opened.tokenizer, labels, metadata.get("max_length"), folder, opened.sha256)
 
 
 Opened = tuple[Any, "PreTrainedTokenizerBase", LabelSpace, int]
@@ -144,9 +189,6 @@ def _load_full(folder: Path) -> Opened:
 
 def _load_adapter(folder: Path) -> Opened:
     """A PEFT folder of ours, on the base that it names."""
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
     from hf_transfer.pretrained import find_checkpoint, load_pretrained
     from hf_transfer.tasks import TASKS
 
@@ -164,16 +206,27 @@ def _load_adapter(folder: Path) -> Opened:
     base = load_pretrained(
         wanted, find_checkpoint(wanted), task.auto_class, task.head(labels), metadata["keeps_head"], seed=0
     )
+    _check_base(folder, metadata, base)
+    return _put_adapter(folder, base), base.tokenizer, labels, metadata["max_length"]
+
+
+def _check_base(folder: Path, metadata: dict[str, Any], base: Pretrained) -> None:
     if metadata["base_sha256"] and base.sha256 != metadata["base_sha256"]:
         raise InputError(
             f"{folder} was trained on weights with sha256 {metadata['base_sha256']}, but {base.checkpoint_id} now has "
             f"{base.sha256}: get the revision that it was trained on."
         )
+
+
+def _put_adapter(folder: Path, base: Pretrained) -> Any:
+    """``base.model`` with the adapter of ``folder``."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
     try:
-        model = PeftModel.from_pretrained(base.model, folder)
+        return PeftModel.from_pretrained(base.model, folder)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # torch says RuntimeError for wrong shapes
         raise InputError(f"{folder} is damaged or not an adapter of {base.checkpoint_id} ({error}).") from None
-    return model, base.tokenizer, labels, metadata["max_length"]
 
 
 METADATA_KINDS = {

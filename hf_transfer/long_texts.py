@@ -9,8 +9,8 @@ from hf_transfer.errors import InputError
 
 CountTokens = Callable[[str], int]
 
-# A full stop behind one of these ends no sentence: English, German, French and Spanish ones that stand before a word with
-# a capital. Those that end a sentence as often as not (etc., usw., no.) are left out.
+# A full stop behind one of these ends no sentence: English, German, French and Spanish ones that stand before a word
+# with a capital. Those that end a sentence as often as not (etc., usw., no.) are left out.
 _ABBREVIATIONS = """
 dr prof mr mrs ms st sr jr rev hon gen col capt lt sgt gov sen rep pres vs cf nos vol fig figs eq eqs pp ed eds approx
 dept inc ltd co corp jan feb mar apr jun jul aug sep sept oct nov dec hr fr frl dipl ing nr abs bd bzw ca evtl ggf inkl

@@ -1,4 +1,4 @@
-"""Floor 2: what a sequence-to-sequence model's output layer reads, in place of its logits, while it learns."""
+"""Floor 1: what a sequence-to-sequence model's output layer reads, in place of its logits, while it learns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from hf_transfer.errors import InputError
 
 SKIPS = "_skips_output_layer"
 
@@ -44,11 +46,16 @@ def output_layer(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight [vocabulary, width] and bias [vocabulary] of the output layer as they are now; None where it has no bias.
 
     The bias is that of the layer itself and the buffer ``final_logits_bias`` of Marian, BART and mBART together.
+
+    Raises:
+        InputError: the weight is sharded over processes.
     """
     inner = generator_inside(model)
     layer = inner.get_submodule(_name_of_layer(inner))
     parts = [bias for bias in (layer.bias, getattr(inner, "final_logits_bias", None)) if bias is not None]
     weight: Any = layer.weight
+    if hasattr(weight, "device_mesh"):  # and FSDP2 refuses matrices that encoder, decoder and output layer share
+        raise InputError("The output layer's weight is sharded over processes, and the loss needs it whole: use DDP.")
     if not parts:
         return weight, None
     return weight, functools.reduce(torch.add, [bias.reshape(-1).to(weight.device) for bias in parts])

@@ -62,6 +62,7 @@ from hf_transfer.translation_run import (
     TranslationExtra,
     describe_translation,
     draw_validation,
+    proof_of_translation,
     quicker,
     with_datastore,
     with_vocabulary,
@@ -141,6 +142,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     encoded, mix_notes = _mixed(encoded, config)
     functions = task.bind(labels, pretrained, config, metrics)
     adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
+    adapted = dataclasses.replace(adapted, strategy=config.adapt.strategy)  # mixed and interpolated train as full does
     accelerator = start_processes(settings, found.model_type, len(adapted.stages))
     reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
@@ -204,9 +206,21 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         artefact = Artefact("none", "", False, math.nan, 0)
         if keep_model:
             proof = splits.train.select(range(min(PROOF_EXAMPLES, len(splits.train))))
-            export = config.publish.export
+            translate = None
+            if task.name == "translation":
+                proof, translate = proof_of_translation(encoded, splits, labels, functions, PROOF_EXAMPLES)
             artefact = save_artefact(
-                output_dir, adapted, pretrained, labels, task.name, max_length, keeps_head, export, proof, extra.store
+                output_dir,
+                adapted,
+                pretrained,
+                labels,
+                task.name,
+                max_length,
+                keeps_head,
+                config.publish.export,
+                proof,
+                translate,
+                extra.store,
             )
         translation = {}
         if task.name == "translation":
@@ -237,7 +251,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             calibration=describe_calibration(
                 labels, predictions_by_role(predictions, splits), validation, config.evaluate.confidence, config.seed
             ),
-            training=describe_training(folder.log, trained.history),
+            training=describe_training(folder.log, trained.history) if adapted.stages else {},
             translation=translation,
         )
     accelerator.wait_for_everyone()

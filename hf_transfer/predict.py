@@ -35,9 +35,9 @@ def predict(
         return Predictions(nothing.astype(str), nothing.astype(str), nothing, nothing, np.zeros((0, 1), np.float32))
     lengths = np.asarray(rows["length"])
     if functions.translate is not None:
-        mine = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
-        translated = functions.translate(accelerator.unwrap_model(model), rows.select(mine))
-        return _in_order(rows, gather_object([(mine, translated)]), functions)
+        share = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
+        translated = functions.translate(accelerator.unwrap_model(model), rows.select(share))
+        return _in_order(rows, gather_object([(share, translated)]), functions)
     batches = sorted_batches(lengths, tokens_per_batch)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # all processes make the same number of forward passes, because sharded models talk during each of them
@@ -65,9 +65,7 @@ def predict(
     return _in_order(rows, gather_object(parts), functions)
 
 
-def _in_order(
-    rows: Dataset, parts: Sequence[tuple[np.ndarray, np.ndarray]], functions: TaskFunctions
-) -> Predictions:
+def _in_order(rows: Dataset, parts: Sequence[tuple[np.ndarray, np.ndarray]], functions: TaskFunctions) -> Predictions:
     """Put the processes' parts together in the order of ``rows``; every row must be there exactly once."""
     positions = np.concatenate([where for where, _ in parts])
     order = np.argsort(positions, kind="stable")

@@ -25,7 +25,8 @@ class DomainTable:
 
     rows: Dataset
     """Columns ``example_id, place, domain, split`` (all strings; ``split`` is "" where none was published)
-    and ``text[, text_pair], label`` or ``source, target, source_lang, target_lang``. ``place`` is "file:row", rows counted from 1."""
+    and ``text[, text_pair], label`` or ``source, target, source_lang, target_lang``. ``place`` is "file:row", rows
+    counted from 1."""
     name: str
     """What the source is called in reports: a file stem, a folder, a Hub id or a bundled name."""
     fingerprint: str
@@ -66,7 +67,8 @@ class DomainSplits:
     """How the splits came about: ``published``, ``hash`` or both, in words for the report."""
     notes: tuple[str, ...] = ()
     general: Dataset | None = None
-    """Train rows of ``data.general_source``, to be mixed in; its domains are test domains, and none is a train domain."""
+    """Train rows of ``data.general_source``, to be mixed in; its domains are test domains, and none is a train
+    domain."""
     general_validation: Dataset | None = None
 
     def role(self, domain: str) -> Role:
@@ -130,8 +132,10 @@ class EncodedSplits:
     """The splits of ``DomainSplits`` as token ids."""
 
     train: Dataset
-    """Columns ``input_ids`` (list of int), ``labels``, ``domain`` , ``example_id``, ``length`` (tokens); translation also
-    ``decoder_input_ids``, and for what is translated ``source, reference, forced, pieces`` (see tasks/translation.py)."""
+    """Columns ``input_ids`` (list of int), ``labels``, ``domain`` , ``example_id``, ``length`` (tokens); translation
+    also
+    ``decoder_input_ids``, and for what is translated ``source, reference, forced, pieces`` (see
+    tasks/translation.py)."""
     validation: Dataset
     test: dict[str, Dataset]
     truncated: int
@@ -148,7 +152,8 @@ class Batch:
     """A micro-batch: what goes through the model at once."""
 
     inputs: dict[str, torch.Tensor]
-    """``input_ids``, ``attention_mask`` (and ``token_type_ids``): [batch, length], padding masked with 0; translation also
+    """``input_ids``, ``attention_mask`` (and ``token_type_ids``): [batch, length], padding masked with 0; translation
+    also
     ``decoder_input_ids`` [batch, target length]."""
     labels: torch.Tensor
     """[batch] class ids with -100 where ignored; [batch, classes] 0/1 floats; [batch] floats; or [batch, target length]
@@ -193,8 +198,8 @@ class Predictions:
     reference: np.ndarray
     """Same shape and meaning as ``predicted``."""
     probabilities: np.ndarray
-    """[n, classes] float32; [n, 1] holding the predicted value for regression; [n, 37] float64 sufficient statistics of each
-    translation (translation_scores.py), which is all that corpus scores are made of."""
+    """[n, classes] float32; [n, 1] holding the predicted value for regression; [n, 37] float64 sufficient statistics
+    of each translation (translation_scores.py), which is all that corpus scores are made of."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ def _row_facts(table: DomainTable, data: DataConfig) -> RowFacts:
 def _strata(
     domains: Sequence[str], domain: Sequence[int], raw_labels: Sequence[Any] | None, data: DataConfig
 ) -> tuple[tuple[tuple[str, str | None], ...], np.ndarray]:
-    """``RowFacts.strata`` and ``RowFacts.members``; a missing label belongs to no class, parallel text to its domain."""
+    """``RowFacts.strata`` and ``RowFacts.members``; a missing label belongs to no class, parallel text to its
+    domain."""
     import numpy as np
 
     if raw_labels is None:

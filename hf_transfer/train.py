@@ -277,7 +277,8 @@ def learn_window(
         with nullcontext() if last else accelerator.no_sync(model):
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
             on_device = dataclasses.replace(batch, labels=batch.labels.to(accelerator.device))
-            loss = loss_function(model(**inputs), on_device).loss_sum
+            with accelerator.autocast():  # the output layer of translation multiplies in there
+                loss = loss_function(model(**inputs), on_device).loss_sum
             accelerator.backward(loss * (scale if counts else 0.0))
             if counts:
                 loss_sum += loss.detach()
@@ -340,6 +341,8 @@ def _prepare(
         raise InputError("--train.l2_sp needs the start beside each parameter, and FSDP2 shards them: use DDP.")
     accelerator.free_memory()
     module = accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)  # an earlier stage may have wrapped it
+    # accelerate would take a module that an earlier stage prepared for ready, and leave autocast out
+    module.__dict__.pop("_is_accelerate_prepared", None)
     in_stage = {id(p) for p in stage.trainable}
     for name, p in module.named_parameters():
         p.requires_grad_(name in names and id(p) in in_stage)

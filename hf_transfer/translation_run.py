@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from hf_transfer.knn import Datastore, KnnChoice, knn_logits
 from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text
 from hf_transfer.shift import split_predictions
 from hf_transfer.tasks import TaskFunctions
+from hf_transfer.tasks.translation import tagged
 
 if TYPE_CHECKING:
     from hf_transfer.train import ProgressBar
@@ -53,7 +54,7 @@ class TranslationExtra:
 
 
 def with_vocabulary(config: RunConfig, text: Text) -> ModelConfig:
-    """The model's config with ``scratch:marian-SIZE`` as a folder: a vocabulary learnt from train, and an architecture."""
+    """The model's config with ``scratch:marian-SIZE`` as a folder: a vocabulary learnt from train, and a shape."""
     match = SCRATCH.fullmatch(config.model.checkpoint)
     if match is None or config.task != "translation":
         return config.model
@@ -135,6 +136,30 @@ def with_datastore(
 def _sorted(rows: Dataset) -> list[np.ndarray]:
     """Row numbers of batches of like length, each of about ``TOKENS_PER_DATASTORE_BATCH`` tokens."""
     return sorted_batches(np.asarray(rows["length"]), TOKENS_PER_DATASTORE_BATCH)
+
+
+def proof_of_translation(
+    encoded: EncodedSplits, splits: DomainSplits, labels: LabelSpace, functions: TaskFunctions, most: int
+) -> tuple[Dataset, Callable[[Any], list[str]]]:
+    """Test rows whose translations prove that a saved model loads, and what a model writes for them, greedily.
+
+    They are short enough to be one piece, of one pair of languages, and their sources have the tag of their domain.
+    """
+    domain = next(name for name, rows in encoded.test.items() if len(rows))
+    rows, plain = encoded.test[domain], splits.test[domain]
+    pair = ("source_lang", "target_lang")
+    wanted = tuple(plain[0][side] for side in pair)
+    chosen = [
+        i
+        for i, (pieces, *languages) in enumerate(zip(rows["pieces"], *(plain[side] for side in pair), strict=True))
+        if len(pieces) == 1 and tuple(languages) == wanted
+    ][:most]
+    rows = rows.select(chosen)
+    sources = tagged(list(rows["source"]), [domain] * len(rows), labels)
+    languages = dict(zip(pair, ([language] * len(rows) for language in wanted), strict=True))
+    translate = quicker(functions).translate
+    assert translate is not None
+    return Dataset.from_dict({"source": sources, **languages}), lambda model: list(translate(model, rows))
 
 
 def describe_translation(

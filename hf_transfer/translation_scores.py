@@ -51,7 +51,7 @@ def sentence_statistics(
     Args:
         hypotheses: n translations; "" where a model gave nothing.
         references: n, one each.
-        metrics: keys of ``TRANSLATION_COLUMNS``. Of 1,000 sentences of 16 words bleu takes 0.2 s, chrf 0.3 s, ter 0.9 s.
+        metrics: keys of ``TRANSLATION_COLUMNS``. 1,000 short sentences take 0.2 s (bleu), 0.3 s (chrf), 0.9 s (ter).
         sources: n; only comet reads them.
         tokenize: BLEU's tokenizer, as in ``sacrebleu --tokenize``: ``zh`` for Chinese, say. The others have their own.
 
@@ -129,6 +129,9 @@ def sacrebleu_interval(
         scorer._compute_score_from_stats(rows[rng.choice(len(rows), size=len(rows), replace=True)].sum(0))
         for _ in range(resamples)
     ]
+    if len({type(drawn.score) for drawn in scores}) > 1:
+        for drawn in scores:  # a 0 comes as a plain float, and their mean takes one kind only
+            drawn.score = np.float32(drawn.score)
     summary = scorer._compute_score_from_stats(rows.sum(0))
     summary.estimate_ci(scores)
     return float(summary._mean), float(summary._ci)

@@ -15,6 +15,7 @@ import random
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -302,7 +303,7 @@ def scratch_folder(
     """
     size = find_size(name)
     made_from = _made_from(size, sources, targets, pieces, source_lang, target_lang, seed, tags)
-    if _stamp(folder).get("made_from") == made_from and all((folder / file).is_file() for file in FILES):
+    if _is_made_from(folder, made_from):
         return folder
     check_replaceable(folder)
     vocabulary = train_vocabulary(sources, targets, pieces, seed=seed, tags=tags)
@@ -338,13 +339,14 @@ def write_folder(
             new.mkdir()
             write_marian(new, size, vocabulary, source_lang, target_lang)
             _write_json(new / STAMP, stamp)
-            if folder.exists():
+            if _is_made_from(folder, made_from):
+                return  # another process was quicker; its folder is the same and may be in use
+            with suppress(FileNotFoundError):
                 folder.rename(old)
             try:
                 new.rename(folder)
             except OSError:
-                # another process has put its own there first, which is as good where it was made from the same
-                if not made_from or _stamp(folder).get("made_from") != made_from:
+                if not _is_made_from(folder, made_from):
                     raise
     except OSError as error:
         raise InputError(
@@ -446,6 +448,12 @@ def _parts(
     yield json.dumps([dataclasses.asdict(size), _architecture(size, 0), version, len(sources), *map(repr, settings)])
     yield from sources
     yield from targets
+
+
+def _is_made_from(folder: Path, made_from: str) -> bool:
+    """Whether ``folder`` is whole and was made from that; never where it is not known from what."""
+    whole = all((folder / file).is_file() for file in FILES)
+    return bool(made_from) and whole and _stamp(folder).get("made_from") == made_from
 
 
 def _stamp(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Translation: `accelerate launch recipes/translation.py [--config FILE] [--section.field VALUE ...]`.
 
 The task, nothing else: its defaults are in `hf_transfer/config.py`, the steps in `hf_transfer/page.py`, the loop in
-`hf_transfer/train.py`. Without arguments it trains a tiny Marian model from scratch on bundled phrases of one domain and
-scores it on two, with no download; give --model.checkpoint an OPUS-MT, T5, mBART, M2M100 or NLLB checkpoint to adapt it.
+`hf_transfer/train.py`. Without arguments it trains a tiny Marian model from scratch on bundled phrases of one domain
+and
+scores it on two, with no download; give --model.checkpoint an OPUS-MT, T5, mBART, M2M100 or NLLB checkpoint to adapt
+it.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Classification: labels as they are read, what is wrong with them, and the arithmetic from texts to losses."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ from hf_transfer.records import Batch, DomainSplits, LabelSpace, Leaks
 from hf_transfer.tasks import TASKS
 
 TASK = TASKS["classification"]
+
+
+def opened(tokenizer):
+    """What a task needs of an opened checkpoint here."""
+    return SimpleNamespace(tokenizer=tokenizer)
 
 
 def table(labels: list, name: str = "train", texts: list[str] | None = None, **more) -> Dataset:

@@ -312,9 +312,9 @@ def test_unreadable_values_are_reported_together_with_what_was_expected(tmp_path
         "--train.max_steps is unreadable: expected a whole number or null, found '3.5'." + ending,
         "--train.epochs is unreadable: expected a number, found 'many'." + ending,
         "--overwrite is unreadable: expected true or false, found 'maybe'." + ending,
-        "--adapt.strategy is unreadable: expected one of probe, freeze, lora, full, mixed, interpolated, knn, found 'ful'. Did you mean full?"
-        + ending,
-        "--publish.export is unreadable: expected one of adapter, merged, ctranslate2 or null, found 'zip'." + ending,
+        "--adapt.strategy is unreadable: expected one of probe, freeze, lora, full, mixed, interpolated, knn, "
+        "found 'ful'. Did you mean full?" + ending,
+        "--publish.export is unreadable: expected one of adapter, merged or null, found 'zip'." + ending,
         "--train.learning_rate is unreadable: expected a number or null, found 'nan'." + ending,
         "--seed is unreadable: expected a whole number, found 'null'." + ending,
         "--data.train_domains is unreadable: expected a list of names, found '[books, dvd'." + ending,

@@ -121,7 +121,8 @@ IMPOSSIBLE = [
     (
         "evaluate",
         {"controls": ("tfidff", "majority")},
-        "--evaluate.controls names 'tfidff', which is not known in classification. Did you mean tfidf? There are before, scratch, tfidf, "
+        "--evaluate.controls names 'tfidff', which is not known in classification. "
+        "Did you mean tfidf? There are before, scratch, tfidf, "
         "majority.",
     ),
     ("evaluate", {"controls": ("tfidf", "tfidf")}, "--evaluate.controls names tfidf more than once: name each once."),
@@ -335,7 +336,7 @@ def test_a_form_of_freeze_is_understood(text):
     ("text", "says"),
     [
         ("", "is not understood"),
-        ("half", "is not understood: give a count of bottom layers (4), embeddings, encoder, fraction:0.66"),
+        ("half", "is not understood: give a count of bottom layers (4), fraction:0.66, layers (0-3,5), regex:PATTERN"),
         ("-1", "is not understood"),
         ("0-", "is not understood"),
         ("1,,2", "is not understood"),

@@ -15,6 +15,7 @@ from tiny import make_checkpoint
 from toy import write_reviews
 
 from hf_transfer.config import (
+    SCRATCH_RATES,
     AdaptConfig,
     DataConfig,
     EvaluateConfig,
@@ -25,7 +26,6 @@ from hf_transfer.config import (
 )
 from hf_transfer.control_runs import (
     DOES_NOT_APPLY,
-    SCRATCH_LEARNING_RATE,
     score_control,
     score_controls,
     scratch_config,
@@ -225,7 +225,7 @@ def test_scratch_is_the_run_with_random_weights_all_of_which_learn():
         evaluate=EvaluateConfig(resamples=200),
         publish=PublishConfig(),
     )
-    assert changed.train.learning_rate == SCRATCH_LEARNING_RATE
+    assert changed.train.learning_rate == SCRATCH_RATES["classification"]
 
 
 def test_a_rate_that_was_given_holds_for_scratch_too():

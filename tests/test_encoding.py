@@ -43,7 +43,7 @@ class Counting:
 def test_the_splits_are_those_that_the_task_encodes_at_the_limit_of_the_checkpoint(checkpoint, text):
     pretrained = open_it(checkpoint, text.labels)
     encoded, limit = encode(text, text.labels, pretrained, TASK, 5)
-    wanted = TASK.encode(text.splits, text.labels, pretrained.tokenizer, 5)
+    wanted = TASK.encode(text.splits, text.labels, pretrained, 5)
     assert limit == 5
     assert encoded.truncated == wanted.truncated > 0
     assert encoded.train.to_dict() == wanted.train.to_dict()

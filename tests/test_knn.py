@@ -149,6 +149,16 @@ def test_search_in_lists_keeps_the_recall_that_it_states(in_lists):
     assert (distances.numpy() >= expected - 1e-4).all()  # never nearer than the nearest
 
 
+def test_faiss_runs_on_as_many_threads_as_torch(monkeypatch, in_lists):
+    faiss = pytest.importorskip("faiss")
+    for threads in (3, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        in_lists.search(in_lists.keys[:2], 2)
+        assert faiss.omp_get_max_threads() == threads
+    monkeypatch.undo()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+
+
 def test_recall_leaves_a_query_s_own_key_out():
     true = np.array([[0, 1, 2], [1, 0, 3]])
     found = np.array([[0, 2, 9], [1, 8, 7]])
@@ -456,7 +466,7 @@ def test_pickled_arrays_are_not_opened(marian, tmp_path):
     record = json.loads(path.read_text())
     record["files"]["values.npy"] = knn._sha256(tmp_path / "values.npy")
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"values\.npy is missing or damaged"):
+    with pytest.raises(InputError, match=r"values\.npy is missing or damaged .*allow_pickle=False"):
         knn.Datastore.load(tmp_path)
 
 

@@ -506,8 +506,8 @@ def test_what_could_not_be_saved_is_refused_by_name_before_training(opened):
     with pytest.raises(InputError, match=r"early_stopping in generation_config.json keeps the model from being saved"):
         prepare_generation(model, tokenizer, CONVENTIONS["nllb"], "deu_Latn")
     model, tokenizer = opened("nllb")
-    model.generation_config.suppress_tokens = [tokenizer.convert_tokens_to_ids("deu_Latn")]
-    with pytest.raises(InputError, match=r"forced_bos_token_id in generation_config.json"):
+    model.generation_config.cache_implementation = "none such"
+    with pytest.raises(InputError, match=r"cache_implementation in generation_config.json"):
         prepare_generation(model, tokenizer, CONVENTIONS["nllb"], "deu_Latn")
     model, tokenizer = opened("nllb")
     model.config.note = object()

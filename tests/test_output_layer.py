@@ -13,6 +13,7 @@ from tiny_translation import FAMILIES, make_translation_checkpoint
 from torch.nn import functional
 
 from hf_transfer.cross_entropy import smoothed_cross_entropy_sum
+from hf_transfer.errors import InputError
 from hf_transfer.output_layer import output_layer, skip_output_layer
 
 EVERY = (*FAMILIES, "bart", "untied")
@@ -209,3 +210,10 @@ def test_accelerate_puts_its_autocast_around_it_and_takes_it_off_again(opened, w
     assert again == loss
     with torch.no_grad():
         assert model(**INPUTS).logits.shape[-1] == model.config.vocab_size
+
+
+def test_a_weight_that_is_sharded_over_processes_is_refused(opened):
+    model = opened("marian")
+    model.lm_head.weight.device_mesh = "what FSDP2's tensors have"
+    with pytest.raises(InputError, match="sharded over processes, and the loss needs it whole: use DDP"):
+        output_layer(model)

@@ -1,9 +1,10 @@
-"""Parallel text: every form gives the same pairs with their places, and what cannot be used is refused with a remedy."""
+"""Parallel text: every form gives the same pairs with their places; what cannot be used is refused with a remedy."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -341,6 +342,15 @@ def test_a_hub_dataset_with_flat_columns(monkeypatch):
     assert pairs_of(table) == [("Hi", "Hallo")] and column(table, "domain") == ["talk"]
 
 
+def test_a_hub_id_stays_one_beside_a_file_that_begins_like_it(tmp_path, monkeypatch):
+    for suffix in ("txt", "csv", "jsonl", "tmx"):
+        (tmp_path / f"talks.{suffix}").write_text("notes")
+    monkeypatch.chdir(tmp_path)
+    rows = datasets.Dataset.from_dict({"source": ["Hi"], "target": ["Hallo"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=rows))
+    assert pairs_of(load("talks")) == [("Hi", "Hallo")]
+
+
 # --- refusals
 
 
@@ -359,14 +369,19 @@ def test_two_languages_without_a_direction_are_refused_with_both_ways(tmp_path, 
 
 def test_unequal_files_are_refused_with_both_counts_and_the_line_of_the_drift(tmp_path):
     pairs = [
-        (f"Number {i * 7919} {'la ' * (i * i % 11)}.", f"Nummer {i * 7919} {'lo ' * (i * i % 11)}.") for i in range(200)
+        (f"Number {i * 7919} {'la ' * (i**2 % 11)}.", f"Nummer {i * 7919} {'lo ' * (i**2 % 11)}.") for i in range(200)
     ]
     write_plain(tmp_path / "train", pairs)
     lines = (tmp_path / "train.de").read_text().splitlines(keepends=True)
     (tmp_path / "train.de").write_text("".join(lines[:120] + lines[121:]))
     message = refused(tmp_path, **EN_DE)
-    assert "train.en has 200 lines and train.de has 199" in message
-    assert "They seem to drift from line 121:" in message
+    assert "train.en has 200 lines and train.de has 199 lines: line n of one must be the translation" in message
+    # line 121 of train.en has no translation: it matches as little with the shift as without
+    assert re.search(r"They seem to drift from line 12[12]:", message)
+    (tmp_path / "train.en").write_text("one\ntwo\n")
+    (tmp_path / "train.de").write_text("eins\n")
+    message = refused(tmp_path, **EN_DE)
+    assert "train.en has 2 lines and train.de has 1 line:" in message and "cannot be told" in message
 
 
 def test_a_file_without_its_partner_is_refused_with_the_nearest_name(tmp_path):
@@ -405,22 +420,25 @@ def test_two_files_that_contradict_the_languages_are_refused(tmp_path):
     assert "a.da does not exist" in message and "Did you mean a.de" in message
 
 
-def test_undecodable_bytes_are_refused_with_offset_and_line_in_all_files_together(tmp_path):
-    write_plain(tmp_path / "train", PAIRS)
-    (tmp_path / "train.de").write_bytes(b"gut\nna\xefv\nja\n")
-    write(tmp_path / "more.csv", PAIRS, ("src", "target"))
-    (tmp_path / "odd.tsv").write_text("source\ttarget\nonly one\n")
+def test_the_problems_of_all_files_are_reported_together(tmp_path):
+    write_plain(tmp_path / "talks", PAIRS)
+    (tmp_path / "talks.de").write_bytes(b"gut\nna\xefv\nja\n")
     write_plain(tmp_path / "short", PAIRS)
     (tmp_path / "short.en").write_text("one\n")
+    (tmp_path / "alone.en").write_text("one\n")
+    (tmp_path / "odd.tsv").write_text("source\ttarget\nonly one\n")
+    (tmp_path / "broken.tmx").write_text("<tmx>")
+    write(tmp_path / "more.csv", PAIRS, ("src", "target"))
     message = refused(tmp_path, **EN_DE)
-    assert "train.de: byte 0xef at offset 6 (line 2) is not UTF-8" in message
-    assert "short.en has 1 lines" not in message  # that is train's folder: names with a split hide the others
-    (tmp_path / "train.en").rename(tmp_path / "talks.en")
-    (tmp_path / "train.de").rename(tmp_path / "talks.de")
-    message = refused(tmp_path, **EN_DE)
-    for part in ("talks.de: byte 0xef", "short.en has 1 line and short.de has 3 lines", "odd.tsv: 1 row without the 2"):
+    for part in (
+        "talks.de: byte 0xef at offset 6 (line 2) is not UTF-8",
+        "short.en has 1 line and short.de has 3 lines",
+        "alone.en has no partner alone.de",
+        "odd.tsv: 1 row without the 2 fields of the header",
+        "broken.tmx is not well-formed XML",
+        "more.csv: no column 'source'; found 'src', 'target'",
+    ):
         assert part in message, part
-    assert "more.csv: no column 'source'; found 'src', 'target'" in message and "--data.source_column" in message
 
 
 def test_missing_columns_are_refused_with_the_nearest_names(tmp_path):

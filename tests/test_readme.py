@@ -111,6 +111,12 @@ def test_every_command_has_flags_that_are_accepted(command, monkeypatch, capsys)
         monkeypatch.setattr(rebuild, "rebuild_report", lambda *_: ({}, ""))
         monkeypatch.setattr("hf_transfer.report.print_comparison", lambda *_, **__: None)
         main(command[1:])
+    elif command[:2] == ["hf-transfer", "translate"]:
+        from hf_transfer.translate_file import main as translate
+
+        with pytest.raises(ht.InputError) as caught:
+            translate(command[2:])
+        assert len(caught.value.problems) == 1 and "no such file" in caught.value.problems[0]
     elif command[0] == "python":
         assert (ROOT / command[1]).is_file()
         accepts(command[2:], recipe)
@@ -202,13 +208,15 @@ def test_every_output_of_a_run_is_explained():
 
 
 def test_strategies_are_listed_with_the_rates_that_they_have():
-    from hf_transfer.config import STRATEGIES
+    from hf_transfer.config import STRATEGIES_OF
 
     found = {}
     for name, _, body, head, _ in rows_of_table(section("Strategies")):
         found[name.strip("`")] = (None if body == "none" else float(body), float(head))
     train = ht.TrainConfig()
-    expected = {name: (train.body_learning_rate(name), train.head_rate(name)) for name in STRATEGIES}
+    expected = {
+        name: (train.body_learning_rate(name), train.head_rate(name)) for name in STRATEGIES_OF["classification"]
+    }
     assert found == expected | {"probe": (None, expected["probe"][1])}
 
 

@@ -305,7 +305,7 @@ def test_comet_scores_sentences_in_points_where_it_is_installed(monkeypatch):
             "The big dog runs in the park.",
             "Ein Hund.",
             {"copied"},
-        ),  # not partly as well
+        ),  # no more
         ("Windows 95", "Windows 95", "Windows 95", {}),  # rightly so
         ("A dog runs.", "A dog run.", "Ein Hund läuft.", {}),
         ("The big dog runs in the park.", "Hier: The big dog runs in einem Park.", "Ein Hund.", {"partly_copied"}),

@@ -305,17 +305,19 @@ def test_files_of_another_kind_are_never_replaced(tmp_path):
         scratch_folder("marian-tiny", ENGLISH, GERMAN, place / "config.json")
 
 
-def test_two_processes_that_make_the_same_folder_at_once_both_have_it(tmp_path, monkeypatch):
+def test_a_process_that_was_overtaken_leaves_the_same_folder_of_the_other_in_place(tmp_path, monkeypatch):
     place = tmp_path / "both"
     write = vocabulary.write_marian
+    of_the_other = []
 
     def overtaken(*arguments: object) -> None:
         write(*arguments)
         monkeypatch.setattr(vocabulary, "write_marian", write)
-        scratch_folder("marian-tiny", ENGLISH, GERMAN, place)
+        of_the_other.append(scratch_folder("marian-tiny", ENGLISH, GERMAN, place).stat().st_ino)
 
     monkeypatch.setattr(vocabulary, "write_marian", overtaken)
     scratch_folder("marian-tiny", ENGLISH, GERMAN, place)
+    assert [place.stat().st_ino] == of_the_other
     assert set(contents(place)) == set(vocabulary.FILES)
     assert [path.name for path in tmp_path.iterdir()] == ["both"]
 

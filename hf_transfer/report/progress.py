@@ -80,7 +80,8 @@ class Progress:
             self._console.print(one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def scored(self, total: int) -> Callable[[int], None]:
-        """Count texts that are written (translated, say): calls with how many more are done print a line now and then."""
+        """Count texts that are written (translated, say): calls with how many more are done print a line now and
+        then."""
         started = last = time.monotonic()
         done = 0
 

@@ -85,7 +85,8 @@ def build_results(
 
     ``config`` is the resolved config as nested dicts (``dataclasses.asdict``), ``truncated`` counts the examples
     cut at ``data.max_length``, ``environment`` comes from ``describe_environment``, ``examples`` and ``calibration``
-    from report/examples.py, ``training`` from ``describe_training``, ``translation`` from ``describe_translation``. An absolute path in ``config``
+    from report/examples.py, ``training`` from ``describe_training``, ``translation`` from ``describe_translation``. An
+    absolute path in ``config``
     or in the checkpoint's id is recorded by its last component, also where a note mentions it.
     """
     shown_config = plain(config)

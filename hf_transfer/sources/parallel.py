@@ -32,6 +32,7 @@ from hf_transfer.sources.base import (
     Part,
     blank,
     closest,
+    counted,
     join,
     missing_columns,
     optional_column,
@@ -57,7 +58,7 @@ SIDE_FIELDS = ("source_column", "target_column")
 OTHER_FIELDS = ("source_lang_column", "target_lang_column", "id_column", "domain_column", "split_column")
 """Fields of ``DataConfig`` that name the other columns of parallel text."""
 NESTED = "translation."
-NO_LANGUAGES = re.compile("txt|md|log|gz|bz|zip|tar|py|sh|pdf|ids|xml|dtd|bak|src|tgt", re.IGNORECASE)
+NO_LANGUAGES = re.compile("txt|md|log|csv|tsv|tmx|gz|bz|zip|tar|py|sh|pdf|ids|xml|dtd|bak|src|tgt", re.IGNORECASE)
 """Suffixes that look like the code of a language and are none."""
 FLAGS = "--data.source_lang and --data.target_lang"
 
@@ -230,9 +231,10 @@ def _read_aligned(file: DataFile, partner: Path) -> Part:
     raise_if(problems)
     source, target = sides
     if len(source) != len(target):
+        counts = [counted(len(lines), "line") for lines in sides]
         raise InputError(
-            f"{file.place} has {len(source):,} lines and {other.place} has {len(target):,}: line n of one must be the "
-            f"translation of line n of the other. {describe_drift(source, target)}"
+            f"{file.place} has {counts[0]} and {other.place} has {counts[1]}: line n of one must be the translation of "
+            f"line n of the other. {describe_drift(source, target)}"
         )
     table = pa.table({"source": pa.array(source, TEXT), "target": pa.array(target, TEXT)})
     return Part(file.place, (), table, file.split, file.domain)
@@ -292,7 +294,7 @@ def _suffixes(folder: Path) -> list[str]:
     for place in (folder, *inner):
         by_stem: dict[str, list[str]] = {}
         for item in visible_files(place):
-            if not item.name.lower().endswith(PAIR_SUFFIXES) and _looks_like_language(item.suffix[1:]):
+            if _looks_like_language(item.suffix[1:]):
                 by_stem.setdefault(item.stem, []).append(item.suffix[1:])
         for suffixes in by_stem.values():
             found.update(dict.fromkeys(suffixes if len(suffixes) > 1 else ()))
@@ -300,14 +302,11 @@ def _suffixes(folder: Path) -> list[str]:
 
 
 def _files_of_prefix(prefix: Path) -> dict[str, Path]:
-    """Plain files whose name is that of ``prefix`` and one suffix more, by suffix."""
+    """Plain files whose name is that of ``prefix`` and a suffix that looks like a language, by suffix."""
     if not prefix.name or not prefix.parent.is_dir():
         return {}
-    return {
-        item.suffix[1:]: item
-        for item in visible_files(prefix.parent)
-        if item.suffix and item.stem == prefix.name and not item.name.lower().endswith(PAIR_SUFFIXES)
-    }
+    named = [item for item in visible_files(prefix.parent) if item.stem == prefix.name]
+    return {item.suffix[1:]: item for item in named if _looks_like_language(item.suffix[1:])}
 
 
 def _stem(path: Path) -> str:

@@ -28,7 +28,7 @@ class TaskFunctions:
     """What is kept of a forward pass for scoring: [batch, classes] probabilities, or [batch, 1] values."""
     to_predictions: Callable[[Dataset, np.ndarray], Predictions]
     """Predictions from rows and what was kept of each, in their order."""
-    translate: Callable[[Any, Dataset], np.ndarray] | None = None
+    translate: Callable[..., np.ndarray] | None = None
     """Where a prediction takes more than a forward pass: [rows] translations of all rows, as objects."""
     make_train_batch: Callable[[Mapping[str, Sequence[Any]]], Batch] | None = None
     """What the loop uses in place of ``make_batch``: R-Drop sends each example through twice."""

@@ -80,7 +80,7 @@ class Classification:
         """The functions of a run."""
         train = config.train.settled(self.name, config.adapt.strategy, from_scratch=False)
         make_batch = partial(self.make_batch, tokenizer=pretrained.tokenizer)
-        loss = partial(self.loss_sum, labels=labels, label_smoothing=train.label_smoothing, r_drop=train.r_drop)
+        loss = partial(self.loss_sum, labels=labels, label_smoothing=train.label_smoothing or 0.0, r_drop=train.r_drop)
         return TaskFunctions(
             make_batch=make_batch,
             loss_function=loss,
@@ -144,7 +144,8 @@ class Classification:
         """Cross-entropy, binary cross-entropy or squared error in fp32, summed over the targets.
 
         With ``r_drop`` the batch holds every example twice (``twice``): the loss is the mean of the two passes and
-        ``r_drop`` / 2 times both Kullback-Leibler divergences between their predictions (Liang 2021, equation 4, over 2).
+        ``r_drop`` / 2 times both Kullback-Leibler divergences between their predictions (Liang 2021, equation 4, over
+        2).
 
         ``outputs.logits``: [batch, classes], [batch, 1] for regression. Class weights multiply each example's loss
         and do not change the count, so that the balanced sum has the size of the plain one.
@@ -163,7 +164,7 @@ class Classification:
                 logits, batch.labels, weight, reduction="sum", label_smoothing=label_smoothing
             )
         if r_drop and len(logits) == 2 * len(batch.example_ids):  # not where gradients are only looked for
-            total = total / 2 + r_drop / 2 * _divergence(*logits.chunk(2), problem=labels.problem)
+            total = total / 2 + r_drop / 2 * _divergence(logits.chunk(2), labels.problem)
         return LossSum(total, batch.target_count)
 
     def read_outputs(self, outputs: Any, labels: LabelSpace) -> torch.Tensor:
@@ -182,10 +183,11 @@ class Classification:
         return probabilities[:, 0]
 
 
-def _divergence(first: torch.Tensor, second: torch.Tensor, problem: str) -> torch.Tensor:
+def _divergence(passes: Sequence[torch.Tensor], problem: str) -> torch.Tensor:
     """KL(first || second) + KL(second || first), summed over examples; squared distance of values in regression."""
     from torch.nn import functional
 
+    first, second = passes
     if problem == "regression":
         return functional.mse_loss(first, second, reduction="sum")
     if problem == "multi_label":  # of each label on its own: (p - q) (logit p - logit q), as 1 - p joins in

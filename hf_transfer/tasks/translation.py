@@ -41,10 +41,10 @@ class Translation:
     def read_labels(self, splits: DomainSplits, data: DataConfig, train: TrainConfig) -> LabelSpace:
         """The languages as the user or the files name them; ``settle`` puts them in the checkpoint's form."""
         tags = (*splits.train_domains, GENERAL_TAG) if data.domain_tags else ()
-        languages = {
-            side: getattr(data, side) or _only_value(splits.train, side) for side in ("source_lang", "target_lang")
-        }
-        return LabelSpace("translation", tags=tuple(dict.fromkeys(tags)), **languages)
+        source, target = (
+            getattr(data, side) or _only_value(splits.train, side) for side in ("source_lang", "target_lang")
+        )
+        return LabelSpace("translation", source_lang=source, target_lang=target, tags=tuple(dict.fromkeys(tags)))
 
     def head(self, labels: LabelSpace) -> dict[str, Any]:
         """Nothing: the output layer is the checkpoint's own."""
@@ -54,7 +54,8 @@ class Translation:
         """Languages in the checkpoint's own form; its generation settings made right and proved to be savable.
 
         Raises:
-            InputError: no encoder-decoder, a language that the checkpoint does not know, or settings that cannot be saved.
+            InputError: no encoder-decoder, a language that the checkpoint does not know, or settings that cannot be
+            saved.
         """
         from hf_transfer import languages
 
@@ -85,7 +86,8 @@ class Translation:
         to stop early. What is to be translated is split at sentence ends where it is longer, never cut.
 
         Raises:
-            InputError: more than ``MOST_UNKNOWN`` of the train characters are unknown to the tokenizer, or no pair fits.
+            InputError: more than ``MOST_UNKNOWN`` of the train characters are unknown to the tokenizer, or no pair
+            fits.
         """
         # 1. Is it the tokenizer's language at all?
         # 2. Pairs to learn from: input_ids, decoder_input_ids, labels.
@@ -130,7 +132,8 @@ class Translation:
     def bind(
         self, labels: LabelSpace, pretrained: Pretrained, config: RunConfig, metrics: Sequence[str]
     ) -> TaskFunctions:
-        """The functions of a run; from here on the model hands over decoder states in place of logits while it learns."""
+        """The functions of a run; from here on the model hands over decoder states in place of logits while it
+        learns."""
         from hf_transfer.output_layer import output_layer, skip_output_layer
 
         from_scratch = not pretrained.sha256
@@ -142,7 +145,7 @@ class Translation:
             loss_function=partial(
                 self.loss_sum,
                 read_output_layer=partial(output_layer, pretrained.model),
-                label_smoothing=train.label_smoothing,
+                label_smoothing=train.label_smoothing or 0.0,
                 r_drop=train.r_drop,
             ),
             read_outputs=lambda outputs: outputs.logits,
@@ -194,8 +197,8 @@ class Translation:
     ) -> LossSum:
         """Label-smoothed cross-entropy, summed over the target pieces; padding never meets the vocabulary.
 
-        ``outputs.logits`` holds decoder states [batch, target length, d] (output_layer.py). With ``r_drop`` the batch holds
-        every example twice (Liang 2021, equation 4 over 2).
+        ``outputs.logits`` holds decoder states [batch, target length, d] (output_layer.py). With ``r_drop`` the batch
+        holds every example twice (Liang 2021, equation 4 over 2).
         """
         from hf_transfer.cross_entropy import r_drop_sum, smoothed_cross_entropy_sum
 
@@ -273,8 +276,7 @@ def tagged(texts: Sequence[str], domains: Sequence[str], labels: LabelSpace) -> 
         return list(texts)
     known = set(labels.tags)
     return [
-        f"{domain if domain in known else GENERAL_TAG}: {text}"
-        for text, domain in zip(texts, domains, strict=True)
+        f"{domain if domain in known else GENERAL_TAG}: {text}" for text, domain in zip(texts, domains, strict=True)
     ]
 
 
@@ -336,7 +338,7 @@ def _encode_rows(
                     source_langs[i],
                     target_langs[i],
                     max_length,
-                )  # fmt: skip
+                )
             )
     return Dataset.from_dict(columns), over
 

@@ -1,0 +1,233 @@
+"""The task of translation: what is encoded and learnt from, what is written, and whole runs of each strategy."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny_translation import make_translation_checkpoint
+from torch.nn import functional
+
+import hf_transfer as ht
+from hf_transfer.config import RunConfig
+from hf_transfer.encoding import mix_general
+from hf_transfer.interpolation import choose_interpolation
+from hf_transfer.page import adapt
+from hf_transfer.pretrained import find_checkpoint, load_pretrained
+from hf_transfer.records import EncodedSplits, LabelSpace, Text
+from hf_transfer.tasks import TASKS
+from hf_transfer.tasks.translation import tagged
+from hf_transfer.text import read_text
+
+TASK = TASKS["translation"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_translation_checkpoint("marian", tmp_path_factory.mktemp("marian"))
+
+
+def config_of(checkpoint, folder, strategy="full", **data):
+    return RunConfig(
+        task="translation",
+        data=ht.DataConfig(source="bundled:phrases", source_lang="en", target_lang="de", max_length=60, **data),
+        model=ht.ModelConfig(checkpoint=str(checkpoint)),
+        adapt=ht.AdaptConfig(strategy=strategy, lora_rank=2),
+        train=ht.TrainConfig(max_steps=4, window_size=16, validation_steps=2),
+        evaluate=ht.EvaluateConfig(beams=2, resamples=100, validation_examples=4, metrics=("bleu", "chrf")),
+        output_dir=str(folder),
+    )
+
+
+def read(config, test_count=4):
+    text = Text(*read_text(config.data, config.train, TASK, config.seed))
+    test = {domain: rows.select(range(test_count)) for domain, rows in text.splits.test.items()}
+    return dataclasses.replace(text, splits=dataclasses.replace(text.splits, test=test))
+
+
+def opened(config):
+    found = find_checkpoint(config.model)
+    return load_pretrained(config.model, found, TASK.auto_class, {}, True, 0)
+
+
+def test_loss_of_a_batch_is_the_smoothed_cross_entropy_of_the_plain_logits(checkpoint, tmp_path):
+    config = config_of(checkpoint, tmp_path)
+    text = read(config)
+    pretrained = opened(config)
+    labels = TASK.settle(text.labels, pretrained, config)
+    encoded = TASK.encode(text.splits, labels, pretrained, 60)
+    rows = encoded.train[:5]
+    plain = opened(config).model.eval()
+    functions = TASK.bind(labels, pretrained, config, ("bleu",))
+    batch = functions.make_batch(rows)
+    assert batch.target_count == sum(map(len, rows["labels"]))
+    assert batch.padding_tokens + batch.tokens == batch.inputs["input_ids"].numel() + batch.labels.numel()
+    found = functions.loss_function(pretrained.model.eval()(**batch.inputs), batch)
+    with torch.no_grad():
+        logits = plain(**batch.inputs).logits
+    wanted = functional.cross_entropy(
+        logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum", label_smoothing=0.1
+    )
+    assert found.target_count == batch.target_count
+    torch.testing.assert_close(found.loss_sum, wanted, rtol=1e-5, atol=1e-4)
+    start = plain.config.decoder_start_token_id
+    assert [row[0] for row in rows["decoder_input_ids"]] == [start] * 5
+    assert rows["decoder_input_ids"][0][1:] == rows["labels"][0][:-1]
+
+
+def test_pairs_over_the_limit_are_left_out_of_train_and_split_up_elsewhere(checkpoint, tmp_path):
+    config = config_of(checkpoint, tmp_path)
+    text = read(config, 40)
+    pretrained = opened(config)
+    labels = TASK.settle(text.labels, pretrained, config)
+    whole = TASK.encode(text.splits, labels, pretrained, 500).train
+    limit = int(np.median([max(len(row["input_ids"]), len(row["labels"])) for row in whole]))
+    encoded = TASK.encode(text.splits, labels, pretrained, limit)
+    kept = encoded.train
+    assert 0 < len(kept) < len(text.splits.train)
+    assert max(map(len, kept["input_ids"])) <= limit and max(map(len, kept["labels"])) <= limit
+    assert any("left out" in note for note in encoded.notes)
+    for domain, rows in encoded.test.items():
+        assert len(rows) == len(text.splits.test[domain])
+        assert all(len(ids) <= limit for pieces in rows["pieces"] for ids in pieces)
+    assert any(len(pieces) > 1 for rows in encoded.test.values() for pieces in rows["pieces"])
+
+
+def test_a_tag_names_a_train_domain_and_is_general_elsewhere():
+    labels = LabelSpace("translation", tags=("kitchen", "general"))
+    assert tagged(["a", "b"], ["kitchen", "workshop"], labels) == ["kitchen: a", "general: b"]
+    assert tagged(["a"], ["kitchen"], LabelSpace("translation")) == ["a"]
+
+
+def test_text_that_the_tokenizer_does_not_know_is_refused_before_training(checkpoint, tmp_path):
+    lines = "\n".join(f"ウサギが草を{i}食べています" for i in range(40))
+    (tmp_path / "train.ja").write_text(lines, encoding="utf-8")
+    (tmp_path / "train.de").write_text("\n".join(f"Der Hase {i} frisst Gras." for i in range(40)), encoding="utf-8")
+    config = config_of(checkpoint, tmp_path / "run")
+    data = dataclasses.replace(config.data, source=str(tmp_path), source_lang="ja")
+    config = dataclasses.replace(config, data=data)
+    with pytest.raises(ht.InputError, match="its tokenizer knows nothing of"):
+        adapt(config, Text(*read_text(config.data, config.train, TASK, 0)), keep_model=False)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_general_text_makes_up_its_share_of_the_tokens():
+    def rows(prefix, lengths):
+        names = [f"{prefix}{i}" for i in range(len(lengths))]
+        return Dataset.from_dict({"example_id": names, "length": lengths})
+
+    encoded = EncodedSplits(rows("own", [10] * 20), rows("v", [1]), {}, 0, general=rows("general", [5] * 100))
+    mixed, sentence = mix_general(encoded, 0.5, seed=3)
+    general = [name for name in mixed.train["example_id"] if name.startswith("general")]
+    assert 40 <= len(general) <= 41 and len(mixed.train) == 20 + len(general)
+    assert "50%" in sentence or "51%" in sentence
+    again, _ = mix_general(encoded, 0.5, seed=3)
+    assert again.train["example_id"][:] == mixed.train["example_id"][:]
+    few, _ = mix_general(dataclasses.replace(encoded, general=rows("general", [5] * 3)), 0.5, seed=3)
+    assert len(few.train) == 23  # all there is
+
+
+class Line(torch.nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor([value]))
+
+
+def test_interpolation_walks_from_start_to_end_and_stays_at_the_best_point():
+    model, start = Line(1.0), {"value": torch.tensor([0.0])}
+    seen = []
+
+    def validate(model):
+        seen.append(round(float(model.value), 6))
+        return float(model.value)
+
+    found = choose_interpolation(
+        model, start, ht.AdaptConfig(strategy="interpolated"), True, validate, lambda m: -4 * float(m.value) ** 2
+    )
+    assert seen == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    # alpha - 4 alpha^2 is greatest at 1/8; of the points tried, 0 gives 0 and 0.2 gives 0.04
+    assert found.alpha == 0.2 and float(model.value) == pytest.approx(0.2)
+    assert [point["general"] for point in found.curve][-1] == -4.0
+
+
+def test_interpolation_takes_what_is_given_and_the_middle_without_general_text():
+    adapt_config = ht.AdaptConfig(strategy="interpolated", interpolation=0.3)
+    model = Line(1.0)
+    found = choose_interpolation(model, {"value": torch.tensor([0.0])}, adapt_config, True, lambda m: 1.0, None)
+    assert found.alpha == 0.3 and float(model.value) == pytest.approx(0.3)
+    assert math.isnan(found.curve[0]["general"])
+    model = Line(1.0)
+    plain = ht.AdaptConfig(strategy="interpolated")
+    assert choose_interpolation(model, {"value": torch.tensor([0.0])}, plain, True, lambda m: 1.0, None).alpha == 0.5
+
+
+@pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "interpolated", "knn", "mixed"])
+def test_every_strategy_runs_and_scores_each_domain(strategy, checkpoint, tmp_path):
+    if strategy == "knn":
+        pytest.importorskip("faiss")
+    data = {"general_source": str(general(tmp_path))} if strategy in ("mixed", "interpolated") else {}
+    config = config_of(checkpoint, tmp_path / "run", strategy, **data)
+    assert config.problems() == []
+    result = adapt(config, read(config), keep_model=False)
+    domains = ["kitchen", "workshop", *(["streets"] if data else [])]
+    scored = {(score["domain"], score["metric"]) for score in result.results["scores"]}
+    assert scored == {(domain, metric) for domain in domains for metric in ("bleu", "chrf")}
+    assert result.results["strategy"]["name"] == strategy
+    translation = result.results["translation"]
+    assert set(translation["domains"]) == set(domains)
+    assert ("trade_off" in translation, "knn" in translation) == (strategy == "interpolated", strategy == "knn")
+    lines = (tmp_path / "run" / "translations" / "kitchen.reference.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4
+    if strategy == "mixed":
+        assert any("general examples are mixed into train" in note for note in result.results["notes"])
+
+
+def general(folder):
+    path = folder / "streets.tsv"
+    pairs = [f"The street number {i} is wet.\tDie Straße Nummer {i} ist nass." for i in range(40)]
+    path.write_text("source\ttarget\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.recipe
+def test_a_run_ends_in_a_model_that_translates_the_same_in_a_fresh_process(tmp_path):
+    folder = make_translation_checkpoint("m2m100", tmp_path / "m2m100")
+    config = config_of(folder, tmp_path / "run", "lora")
+    config = dataclasses.replace(config, publish=ht.PublishConfig(export="merged"))
+    result = ht.run(config)
+    artefact = result.results["artefact"]
+    assert (artefact["kind"], artefact["proved"], artefact["also"]) == ("adapter", True, ["merged"])
+    texts = ["The oven is hot.", "", "A knife."]
+    written = ht.load(tmp_path / "run").translate(texts)
+    assert written[1] == "" and len(written) == 3
+    assert ht.load(tmp_path / "run" / "merged").translate(texts) == written
+    with pytest.raises(ht.InputError, match="is no tag of this model"):
+        ht.load(tmp_path / "run").translate(texts, domain="kitchen")
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    code = "from hf_transfer.cli import main; main()"
+    words = ["translate", "--model", str(tmp_path / "run"), "--input", "-", "--output", str(tmp_path / "out.txt")]
+    with (tmp_path / "in.txt").open("rb") as stream:
+        subprocess.run([sys.executable, "-c", code, *words], stdin=stream, check=True, capture_output=True)
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "\n".join(written) + "\n"
+
+
+def test_statistics_of_each_translation_give_the_score(checkpoint, tmp_path):
+    config = config_of(checkpoint, tmp_path)
+    text = read(config)
+    pretrained = opened(config)
+    labels = TASK.settle(text.labels, pretrained, config)
+    encoded = TASK.encode(text.splits, labels, pretrained, 60)
+    rows = encoded.test["kitchen"]
+    said = np.array([*rows["reference"][:3], "ganz anders"], dtype=object)
+    predictions = TASK.to_predictions(rows, said, ("bleu",))
+    import sacrebleu
+
+    from hf_transfer.metrics import score
+
+    wanted = sacrebleu.corpus_bleu(list(said), [list(rows["reference"])]).score
+    assert score("bleu", predictions) == pytest.approx(wanted, abs=1e-9)
+    assert math.isnan(score("chrf", predictions))  # not asked for, so not computed
