@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_translation import FAMILIES, PAIRS, make_translation_checkpoint
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_transfer.decoding import ForcedTokens, decode, end_tokens, most_new_tokens
-from tests.tiny_translation import FAMILIES, PAIRS, make_translation_checkpoint
 
 SOURCES = [PAIRS[which][0] for which in (0, 57, 8, 50, 31, 53)]
 
