@@ -7,7 +7,6 @@ is no ``config.json`` beside an adapter, because transformers would then take th
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import os
 import shutil
@@ -84,12 +83,18 @@ def save_artefact(
         sources: list[str] = list(proof["source"])
         written = translate(model)
         pair = [proof[0][side] or getattr(labels, side) or None for side in ("source_lang", "target_lang")]
-        prove = functools.partial(_prove_translations, texts=sources, expected=written, languages=pair)
+
+        def prove(folder: Path) -> float:
+            return _prove_translations(folder, sources, written, pair)
+
     else:
         texts: list[str] = list(proof["text"])
         text_pairs = list(proof["text_pair"]) if "text_pair" in proof.column_names else None
         expected = LoadedModel(model, pretrained.tokenizer, labels, max_length).logits(texts, text_pairs)
-        prove = functools.partial(_prove, texts=texts, text_pairs=text_pairs, expected=expected)
+
+        def prove(folder: Path) -> float:
+            return _prove(folder, texts, text_pairs, expected)
+
     write_model(output_dir / "model", model, adapted, pretrained, metadata)
     if store is not None:
         store.datastore.save(output_dir / "model" / "knn", store.choice)
