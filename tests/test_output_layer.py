@@ -192,9 +192,13 @@ def test_the_model_refuses_to_compute_a_loss_of_its_own_from_hidden_states(opene
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, with_lora], ids=["whole", "lora"])
-def test_accelerate_puts_its_autocast_around_it_and_takes_it_off_again(opened, wrap):
+def test_accelerate_puts_its_autocast_around_it_and_takes_it_off_again(opened, wrap, request):
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    # a state of another precision, left by another test, would be refused; and this one must not be left either
+    AcceleratorState._reset_state(reset_partial_state=True)
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
     model = wrap(opened("marian")).float()
     skip_output_layer(model)
     loss, _ = gradients(model, loss_without_logits)
