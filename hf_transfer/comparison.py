@@ -134,9 +134,8 @@ def compare_with_controls(
         )
         against = {item["domain"]: item for item in joined["comparisons"] if item["b"] == "before"}
         about = {"strategy": runs[0].strategy, "direction": name_of(runs[0].setting), "metric": tests.metric}
-        joined["ledger"] = plain(
-            with_shares([about | _ledger_row(own, before, against, tests.metric)] if before else [])
-        )
+        rows = [about | _ledger_row(own, before, against, tests.metric)] if before else []
+        joined["ledger"] = plain(with_shares(rows))
     return joined
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sentences import references_of, statistics_of, with_mistakes
+from simulated_runs import compare_config, run_results
+
+from hf_transfer.comparison import compare_with_controls, join
+from hf_transfer.config import EvaluateConfig, RunConfig
+from hf_transfer.records import LabelSpace, Predictions
+from hf_transfer.translation_scores import quality_counts, sacrebleu_interval, signature
 
 DOMAINS = (
     "books",
@@ -647,3 +655,134 @@ def _make_undefined(results: dict[str, Any]) -> None:
     for item in results["training"][:1]:
         item["loss"][-1] = None
         item["validation"][0] = None
+
+
+# ---- translation -----------------------------------------------------------------------------------------------
+
+TRANSLATED = ("emea", "koran", "jrc acquis")
+# share of words with a mistake, in the first domain and in the others
+_MISTAKES = {
+    "before": (0.40, 0.15),
+    "scratch": (0.60, 0.80),
+    "freeze": (0.20, 0.17),
+    "lora": (0.15, 0.16),
+    "full": (0.10, 0.25),
+    "mixed": (0.12, 0.15),
+    "interpolated": (0.14, 0.16),
+    "knn": (0.30, 0.15),
+}
+METRICS_OF_TRANSLATION = ("bleu", "chrf", "ter")
+# alpha, in-domain and general validation
+_TRADE_OFF = (
+    *((0.0, 31.0, 60.0), (0.2, 42.0, 60.2), (0.4, 51.0, 59.1)),
+    *((0.6, 57.0, 57.0), (0.8, 60.5, 53.5), (1.0, 61.0, 49.0)),
+)
+
+
+def translation_runs(
+    strategies: Sequence[str] = ("lora", "full", "interpolated", "knn"),
+    controls: Sequence[str] = ("before", "scratch"),
+    *,
+    seeds: int = 1,
+    domains: Sequence[str] = TRANSLATED,
+    train: int = 1,
+    **about: Any,
+) -> list[dict[str, Any]]:
+    """results.json of runs that never translated: every number is that of composed sentences with mistakes in them.
+
+    The first ``train`` of ``domains`` are in-domain; ``about`` is handed to ``translation_run``.
+    """
+    return [
+        translation_run(name, seed, domains=domains, train=tuple(domains[:train]), **about)
+        for name in (*controls, *strategies)
+        for seed in range(1 if name == "before" else seeds)
+    ]
+
+
+def translation_run(
+    name: str = "full",
+    seed: int = 0,
+    *,
+    domains: Sequence[str] = TRANSLATED,
+    train: Sequence[str] = TRANSLATED[:1],
+    count: int = 60,
+    metrics: Sequence[str] = METRICS_OF_TRANSLATION,
+    mistakes: tuple[float, float] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """One of ``translation_runs``; ``mistakes`` are shares of words in the train domains and elsewhere."""
+    at_home, elsewhere = mistakes or _MISTAKES[name]
+    predictions, described = {}, {}
+    for place, domain in enumerate(domains):
+        share = at_home if domain in train else elsewhere
+        part = _translated(domain, count, share, 100 * place + 7 * seed + len(name), place)
+        predictions[domain] = part
+        sources = references_of(count, 50 + place)  # other sentences, which will do for sources
+        of_sacrebleu = {metric: sacrebleu_interval(metric, part.probabilities, 1, 50) for metric in metrics}
+        described[domain] = {
+            "role": "in_domain" if domain in train else "shifted",
+            **quality_counts(sources, list(part.predicted), list(part.reference)),
+            "sacrebleu": {m: {"mean": mean, "half_width": half} for m, (mean, half) in of_sacrebleu.items()},
+        }
+    translation: dict[str, Any] = {"domains": described, "signatures": {m: signature(m) for m in metrics}}
+    if name == "interpolated":
+        curve = [{"alpha": a, "in_domain": x, "general": y} for a, x, y in _TRADE_OFF]
+        translation["trade_off"] = {"alpha": 0.6, "curve": curve}
+    if name == "knn":
+        translation["knn"] = {"neighbours": 8, "interpolation": 0.4, "temperature": 12.5, "nll": 2.31}
+        translation["knn"] |= {"plain_nll": 2.74, "tokens": 5120, "median_distance": 31.9, "stored_tokens": 204_800}
+    results = run_results(
+        name,
+        seed,
+        predictions=predictions,
+        train=train,
+        metrics=metrics,
+        labels=LabelSpace("translation"),
+        validation=None if name in ("before", "knn") else 100 * (1 - at_home),
+        resamples=500,
+        task="translation",
+        translation=translation,
+        **changes,
+    )
+    results["config"]["data"] |= {"source_lang": "en", "target_lang": "de"}
+    return results
+
+
+@functools.cache
+def translation_example(**arguments: Any) -> dict[str, Any]:
+    """The comparison that ``join`` makes of ``translation_runs``; not to be changed by who reads it."""
+    config = compare_config(evaluate={"confidence": 0.95, "resamples": 1000})
+    config["data"] |= {"source_lang": "en", "target_lang": "de"}
+    return join(translation_runs(**arguments), config=config)
+
+
+def translation_alone(
+    controls: Sequence[str] = ("before", "scratch"), name: str = "interpolated", **about: Any
+) -> dict[str, Any]:
+    """One run with its controls beside it, as its own results.json is written."""
+    run, *beside = (translation_run(each, **about) for each in (name, *controls))
+    values = {s["domain"]: s for s in run["scores"] if s["metric"] == run["shift"]["metric"]}
+    run["shift"] |= {
+        f"{role}_mean": float(np.mean([s["value"] for s in values.values() if s["role"] == role] or [np.nan]))
+        for role in ("in_domain", "shifted")
+    }
+    run["shift"] |= {"gap": 12.0, "worst_domain": next(reversed(values))}
+    run["artefact"] = {"kind": "full", "path": "model", "proved": True, "bytes": 1000, "largest_difference": 0.0}
+    run["timing"] |= {"steps": 60, "evaluate_seconds": 9.0, "examples_per_second": 80.0, "tokens_per_second": 4000.0}
+    run["timing"] |= {"padding_fraction": 0.1}
+    config = RunConfig(evaluate=EvaluateConfig(resamples=1000))
+    return json.loads(json.dumps(compare_with_controls(run, beside, [], config)))
+
+
+@functools.cache
+def _translated(domain: str, count: int, share: float, seed: int, reference_seed: int) -> Predictions:
+    references = references_of(count, reference_seed)
+    statistics = statistics_of(count, share, seed, reference_seed).copy()
+    statistics[:, -1] = np.nan  # no comet
+    return Predictions(
+        example_ids=np.array([f"{domain}:{row}" for row in range(count)]),
+        domain_ids=np.full(count, domain),
+        predicted=np.array(with_mistakes(references, share, seed), dtype=object),
+        reference=np.array(references, dtype=object),
+        probabilities=statistics,
+    )

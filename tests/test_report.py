@@ -21,6 +21,7 @@ from rich.console import Console
 
 from hf_transfer.config import AdaptConfig, DataConfig, ModelConfig, RunConfig
 from hf_transfer.errors import InputError
+from hf_transfer.metrics import DEFAULTS, METRICS
 from hf_transfer.records import (
     Artefact,
     DomainScore,
@@ -46,7 +47,16 @@ from hf_transfer.report import (
 )
 from hf_transfer.report import progress as progress_module
 from hf_transfer.report.markdown import escape, headline
-from hf_transfer.report.results import format_difference, format_interval, format_score, format_value
+from hf_transfer.report.results import (
+    format_amount,
+    format_difference,
+    format_interval,
+    format_score,
+    format_value,
+    in_points,
+    metric_title,
+    metric_words,
+)
 
 NAN = math.nan
 HOSTILE = "a|b <script>alert(1)</script> `x` **y** [l](http://e.vil) &amp; \\ $z$ _q_ [bold red]w[/]"
@@ -333,6 +343,9 @@ def test_a_run_that_has_not_finished_is_refused_with_path_and_remedy(tmp_path):
         ("mae", 1234.56, "1,234.6"),
         ("mcc", 0.0, "0.000"),
         ("bleu", 27.34, "27.3"),
+        ("chrf", 7.26, "7.3"),
+        ("ter", 0.04, "0.0"),
+        ("comet", 104.0, "104.0"),
         ("accuracy", None, "undefined"),
     ],
 )
@@ -351,6 +364,30 @@ def test_differences_are_points_for_fractions_and_never_minus_zero():
     assert format_difference("accuracy", 0.074) == "7.4 points"
     assert format_difference("log_loss", 0.074) == "0.074"
     assert format_difference("accuracy", -0.00001) == "0.0 points"
+    assert {format_difference(name, -1.44) for name in DEFAULTS["translation"]} == {"-1.4 points"}
+
+
+def test_metrics_of_translation_are_called_what_papers_call_them():
+    ours = {name: metric for name, metric in METRICS.items() if "translation" in metric.problems}
+    assert {name: metric_words(name) for name in ours} == {name: metric.title for name, metric in ours.items()}
+    assert {name for name in METRICS if in_points(name)} == {n for n, m in METRICS.items() if m.unit == "points"}
+    falling = [name for name, metric in ours.items() if not metric.higher_is_better]
+    assert [metric_title(name) for name in falling] == ["TER (lower is better)"]
+    assert (metric_title("chrf"), metric_title("f1_macro")) == ("chrF++", "f1_macro")
+    assert (format_amount("bleu", 12.34), format_amount("ter", 5), format_amount("accuracy", 0.5)) == (
+        "12.3 BLEU",
+        "5.0 points",
+        "50.0 points",
+    )
+
+
+def test_long_lists_of_numbers_take_a_line_and_everything_else_is_indented(tmp_path):
+    contents = {"a": {"rows": [[1, 2.5, None], []], "names": ["x"], "empty": {}, "bool": True}, "é": []}
+    write_json(tmp_path / "x.json", contents)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == contents
+    assert text.splitlines()[:6] == ["{", '  "a": {', '    "rows": [', "      [1, 2.5, null],", "      []", "    ],"]
+    assert '    "names": [\n      "x"\n    ],' in text and '    "empty": {},' in text
 
 
 # ---- report.md -------------------------------------------------------------------------------------------------

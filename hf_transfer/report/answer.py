@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.report.results import format_difference, format_interval, format_value, metric_words
+from hf_transfer.report.results import (
+    format_amount,
+    format_difference,
+    format_interval,
+    format_value,
+    metric_words,
+)
 
 NAMES = {
     "full": "full fine-tuning",
@@ -19,7 +25,12 @@ NAMES = {
     "tfidf": "TF-IDF with logistic regression",
     "majority": "the majority class",
     "before": "the checkpoint before adapting",
+    "mixed": "mixed fine-tuning",
+    "interpolated": "weight interpolation",
+    "knn": "kNN-MT",
 }
+NAMES_IN_TRANSLATION = NAMES | {"before": "the checkpoint as it comes"}
+"""There the checkpoint knows the task, and is what counts as no transfer."""
 REFERENCES = ("scratch", "before", "tfidf", "majority")
 """The control of the first sentence is the first of these that was run: no transfer, before cheap baselines."""
 
@@ -28,6 +39,8 @@ FEWEST_EXAMPLES = 30
 """Test examples of a domain below which no verdict is given: an interval of 29 is some 30 points wide."""
 MEANS = {"in_domain": "in-domain", "shifted": "shifted domains"}
 """What comparisons call the domains of a role together."""
+ENOUGH_KEPT = 0.8
+"""Share of the largest in-domain gain from which a strategy that forgets less is worth a word."""
 MOST_LISTED = 3
 """Domains up to which a sentence names them; more are counted."""
 
@@ -41,7 +54,8 @@ def answer(results: Mapping[str, Any]) -> list[str]:
     """
     best = best_strategy(results)
     if best is not None:
-        say = _OneDirection(results, best) if len(results["directions"]) == 1 else _ManyDirections(results, best)
+        one = _Translation if results["problem"] == "translation" else _OneDirection
+        say = (one if len(results["directions"]) == 1 else _ManyDirections)(results, best)
         sentences = [*say.cheap_baseline(), *say.gain(), *say.others(), *say.shift()]
     elif results["strategies"]:
         sentences = ["transfer without target labels was not measured: no such run is there."]
@@ -87,6 +101,8 @@ class _Sentences:
     def __init__(self, results: Mapping[str, Any], best: str) -> None:
         self.results, self.best = results, best
         self.metric, self.rises = results["metric"], results["higher_is_better"]
+        is_translation = results["problem"] == "translation"
+        self.names = NAMES_IN_TRANSLATION if is_translation else NAMES
         self.level = f"{100 * results['confidence']:g}% interval "  # "" once it was said
 
     def compared(
@@ -124,8 +140,8 @@ class _Sentences:
         return level + interval
 
     def size(self, item: Mapping[str, Any]) -> str:
-        """``4.1 points (2.0 to 6.2)``."""
-        size, interval = format_difference(self.metric, item["difference"]), self.interval(item)
+        """``4.1 points (2.0 to 6.2)``, or ``4.1 BLEU``."""
+        size, interval = format_amount(self.metric, item["difference"]), self.interval(item)
         return f"{size} ({interval})" if interval else size
 
     def signed(self, item: Mapping[str, Any]) -> str:
@@ -143,7 +159,7 @@ class _Sentences:
         return f"{'lowers' if is_better else 'raises'} {metric_words(self.metric)} by {size}"
 
     def subject(self) -> str:
-        return f"{NAMES[self.best]} of {_checkpoint(self.results)}"
+        return f"{self.names[self.best]} {'with' if self.best == 'knn' else 'of'} {_checkpoint(self.results)}"
 
 
 class _OneDirection(_Sentences):
@@ -164,7 +180,7 @@ class _OneDirection(_Sentences):
         found = self._against("tfidf", "control")
         if found is None or found["verdict"] == "helps":
             return
-        best, bag = NAMES[self.best], NAMES["tfidf"]
+        best, bag = self.names[self.best], self.names["tfidf"]
         if found["verdict"] == "too few examples":
             yield f"there are too few test examples to say whether {best} beats {bag}."
         elif found["verdict"] == "hurts":
@@ -191,11 +207,11 @@ class _OneDirection(_Sentences):
         elif found["verdict"] != "no evidence":
             against = "over" if found["verdict"] == "helps" and self.rises else "against"
             end = f"reaching {reached if self.rises else format_value(self.metric, value)}"
-            yield f"{self.subject()} {self.moves(found)} {against} {NAMES[other]} on {self.home}, {end}."
+            yield f"{self.subject()} {self.moves(found)} {against} {self.names[other]} on {self.home}, {end}."
         else:
             yield (
                 f"{self.subject()} reaches {reached} on {self.home}, with no evidence of a difference from "
-                f"{NAMES[other]} ({self.signed(found)})."
+                f"{self.names[other]} ({self.signed(found)})."
             )
 
     def others(self) -> Iterable[str]:
@@ -204,7 +220,7 @@ class _OneDirection(_Sentences):
             found = self._against(name, "strategies") if name != self.best else None
             if found is not None and found["verdict"] != "too few examples":
                 turned = _turned(found)
-                words = f"{NAMES[name]} ({self.signed(turned)})"
+                words = f"{self.names[name]} ({self.signed(turned)})"
                 found_by_verdict.setdefault(turned["verdict"], []).append(words)
         parts = []
         if "helps" in found_by_verdict:
@@ -268,6 +284,89 @@ class _OneDirection(_Sentences):
         return f"its {len(domains)} train domains" if role == "in_domain" else f"{len(domains)} shifted domains"
 
 
+class _Translation(_OneDirection):
+    """Sentences about translation: gained at home, forgotten elsewhere, both against the checkpoint as it comes."""
+
+    def gain(self) -> Iterable[str]:
+        value, found = self.row[f"{self.role}_mean"], self._against("before", "control")
+        if value is None or found is None or found["verdict"] == "too few examples":
+            yield from super().gain()
+            return
+        reached = f"{format_value(self.metric, value)} {metric_words(self.metric)}"
+        if found["verdict"] == "no evidence":
+            start = f"{self.subject()} reaches {reached} in {self.home}, with no evidence of a difference from "
+            yield start + f"{self.names['before']} ({self.signed(found)}){self._scratch()}."
+        else:
+            against = "over" if found["verdict"] == "helps" and self.rises else "against"
+            start = f"{self.subject()} {self.moves(found)} in {self.home} {against} {self.names['before']}"
+            yield f"{start}, reaching {reached}{self._scratch()}."
+
+    def _scratch(self) -> str:
+        """What training from scratch says to it, as the end of the sentence."""
+        found, name = self._against("scratch", "control"), self.names["scratch"]
+        if found is None or found["verdict"] == "too few examples":
+            return ""
+        if found["verdict"] == "no evidence":
+            return f"; there is no evidence that it is better or worse than {name} ({self.signed(found)})"
+        is_better = found["verdict"] == "helps"
+        return (
+            f"; {name} is {'worse' if is_better else 'better'} by {self.size(found if is_better else _turned(found))}"
+        )
+
+    def shift(self) -> Iterable[str]:
+        shifted = self.tested(self.direction, "shifted")
+        found = self.compared(self.direction, "control", self.best, "before", "shifted")
+        where = (
+            f"on average over {len(shifted)} other domains" if len(shifted) > 1 else f"in {self._named(shifted, '')}"
+        )
+        if not shifted:
+            yield "no other domain was scored: nothing is known of what was forgotten."
+        elif found is None:
+            yield "without the control `before` nothing is known of what was forgotten in other domains."
+        elif found["verdict"] == "too few examples":
+            yield "there are too few test examples to say what was forgotten in other domains."
+        elif found["difference"] is None:
+            yield "what was forgotten in other domains is undefined."
+        elif found["verdict"] == "no evidence":
+            yield f"there is no evidence of a change {where}: {self.signed(found)}."
+        else:
+            rows = {row["strategy"]: row for row in self.results["ledger"]}
+            most = _most_lost(self.metric, rows[self.best]) if found["verdict"] == "hurts" else ""
+            yield f"elsewhere it {self.moves(found)} {where}{most}."
+            if found["verdict"] == "hurts":
+                yield from self._keeper(rows)
+
+    def _keeper(self, rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+        """Of the strategies that keep most of the gain, the one that loses least elsewhere, if less than this one."""
+        lost = rows[self.best]["shifted"]["difference"]
+        others = {
+            name: row["shifted"]
+            for name, row in rows.items()
+            if (row["kept"] or 0) >= ENOUGH_KEPT and (row["shifted"]["difference"] or lost) > lost
+        }
+        if not others:
+            return
+        name = max(others, key=lambda name: others[name]["difference"])
+        found = self.compared(self.direction, "control", name, "before", "shifted")
+        if found is None or found["verdict"] == "too few examples":
+            return
+        is_clear = found["verdict"] != "no evidence"
+        moves = self.moves(found) if is_clear else f"shows no evidence of a change ({self.signed(found)})"
+        yield f"{self.names[name]} keeps {rows[name]['kept']:.0%} of the largest gain and {moves} elsewhere."
+
+    @staticmethod
+    def _named(domains: Sequence[str], role: str) -> str:
+        return _listed(domains) if 0 < len(domains) <= MOST_LISTED else f"{len(domains)} domains"
+
+
+def _most_lost(metric: str, row: Mapping[str, Any]) -> str:
+    """``, most in koran (-8.1 points)``; "" where one domain is all there is."""
+    for item in row["domains"]:
+        if item["domain"] == row["worst_domain"] and row["shifted"]["domains"] > 1 and item["difference"] < 0:
+            return f", most in {item['domain']} ({format_difference(metric, item['difference'])})"
+    return ""
+
+
 class _ManyDirections(_Sentences):
     """Sentences about several sources, counting them."""
 
@@ -287,7 +386,7 @@ class _ManyDirections(_Sentences):
     def cheap_baseline(self) -> Iterable[str]:
         counts = self._counts("tfidf", "control", "in_domain") or self._counts("tfidf", "control", "shifted")
         total = counts.total()
-        best, bag = NAMES[self.best], NAMES["tfidf"]
+        best, bag = self.names[self.best], self.names["tfidf"]
         if total and counts["too few examples"] == total:
             yield f"there are too few test examples to say whether {best} beats {bag}."
         elif total and counts["helps"] <= total / 2:
@@ -315,7 +414,7 @@ class _ManyDirections(_Sentences):
             counts = self._counts(name, question, "shifted")
             if name != self.best and counts:
                 worse = f" (worse for {counts['hurts']})" if counts["hurts"] else ""
-                parts.append(f"{NAMES[name]} for {counts['helps']} of {counts.total()} sources{worse}")
+                parts.append(f"{self.names[name]} for {counts['helps']} of {counts.total()} sources{worse}")
         if parts:
             yield f"elsewhere it is better than {_listed(parts)}."
 

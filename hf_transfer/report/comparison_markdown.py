@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from hf_transfer.report.markdown import escape
-from hf_transfer.report.tables import Section, Table, config_yaml, make_sections, make_warnings
-
-# A number with its unit or interval needs no escape: inside a cell a leading sign starts no list.
-_PLAIN_NUMBER = re.compile(r"[-+]?[0-9][0-9A-Za-z.,%() -]*")
+from hf_transfer.report.markdown import escape, section_to_markdown
+from hf_transfer.report.tables import config_yaml, make_sections, make_warnings
 
 
 def comparison_to_markdown(results: Mapping[str, Any]) -> str:
@@ -24,30 +21,10 @@ def comparison_to_markdown(results: Mapping[str, Any]) -> str:
         f"# Transfer report: {escape(results['name'])}",
         "\n\n".join(escape(sentence) for sentence in results["answer"]),
         "\n".join(["**Warnings**", "", *warnings]) if warnings else "",
-        *(_section(section) for section in make_sections(results)),
+        *(section_to_markdown(section) for section in make_sections(results)),
         _settings(results),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _section(section: Section) -> str:
-    paragraphs = (escape(paragraph) for paragraph in section.paragraphs)
-    return "\n\n".join([f"## {escape(section.title)}", *paragraphs, *(_table(table) for table in section.tables)])
-
-
-def _table(table: Table) -> str:
-    rule = ["---:" if side == "right" else "---" for side in table.alignment]
-    lines = [[escape(text) for text in table.header], rule, *([_cell(text) for text in row] for row in table.rows)]
-    caption = [escape(table.caption)] if table.caption else []
-    return "\n\n".join([f"### {escape(table.title)}", *caption, "\n".join(_line(line) for line in lines)])
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    return text if not text or _PLAIN_NUMBER.fullmatch(text) else escape(text)
 
 
 def _settings(results: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.report.results import one_line
-from hf_transfer.report.tables import Section, Table, config_yaml, make_sections, make_warnings
+from hf_transfer.report.cells import Section, Table
+from hf_transfer.report.results import metric_title, one_line
+from hf_transfer.report.tables import config_yaml, make_sections, make_warnings
 
 if TYPE_CHECKING:
     from hf_transfer.report.plots import Figure
@@ -23,7 +24,9 @@ _SHORT_HEADING, _SHORT_TEXT = 10, 24  # characters up to which a heading and a c
 # Section -> beginnings of the names of the figures that it shows.
 _FIGURES: dict[str, tuple[str, ...]] = {
     "scores": ("scores",),
+    "ledger": ("ledger",),
     "comparisons": ("comparisons",),
+    "translation": ("trade_off",),
     "matrix": ("matrix", "heat"),
     "learning-curves": ("learning",),
     "forgetting": ("forgetting",),
@@ -119,7 +122,7 @@ def _class(table: Table, place: int, text: str) -> str:
 
 def _cell(table: Table, place: int, text: str) -> str:
     """Verdicts as words with a ground; a number apart from its interval, which may stand below it."""
-    if table.header[place] == "Verdict":
+    if table.header[place].startswith("Verdict"):
         return f'<span class="verdict {_VERDICT_CLASSES.get(text, "")}">{escape(text)}</span>'
     number, bracket, interval = text.partition(" (")
     if bracket and table.alignment[place] == "right":
@@ -130,11 +133,12 @@ def _cell(table: Table, place: int, text: str) -> str:
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was compared, in a line below the title."""
     seeds = ", ".join(str(seed) for seed in results["seeds"])
+    metric = metric_title(results["metric"]).partition(" (")[0]
     facts = {
         "Checkpoint": results["checkpoint"]["id"],
         "Strategies": ", ".join(results["strategies"]),
         "Controls": ", ".join(results["controls"]),
-        "Metric": f"{results['metric']}, {'higher' if results['higher_is_better'] else 'lower'} is better",
+        "Metric": f"{metric}, {'higher' if results['higher_is_better'] else 'lower'} is better",
         "Seeds" if len(results["seeds"]) > 1 else "Seed": seeds,
     }
     return [(term, one_line(fact)) for term, fact in facts.items() if fact]

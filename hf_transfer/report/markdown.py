@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hf_transfer.report.cells import Section, Table
 from hf_transfer.report.results import (
     DomainRow,
     confidence_percent,
@@ -17,9 +18,18 @@ from hf_transfer.report.results import (
     format_score,
     format_value,
     metric_names,
+    metric_title,
     metric_words,
     one_line,
     rows_by_stage,
+)
+from hf_transfer.report.translation_tables import (
+    LEFT_OUT,
+    as_comparison,
+    languages,
+    ledger_in_words,
+    make_ledger,
+    make_translation,
 )
 
 Results = Mapping[str, Any]
@@ -29,13 +39,19 @@ _STRATEGIES = {
     "freeze": "Fine-tuning the unfrozen layers of",
     "lora": "LoRA fine-tuning of",
     "probe": "A head trained on the frozen features of",
+    "mixed": "Fine-tuning on mixed text of",
+    "interpolated": "Fine-tuning and weight interpolation of",
+    "knn": "Without training, kNN-MT with",
 }
 _RULES = {
     "in_domain_validation": "the best on the validation split of the train domains",
     "last": "the last one, without looking at any score",
+    "nothing is chosen": "nothing is trained",
 }
 _PROBLEMS = {"single_label": "one class per example", "multi_label": "any number of classes per example"}
 _ROLES = {"in_domain": "in-domain", "shifted": "shifted"}
+# A number with its unit or interval needs no escape: inside a cell a leading sign starts no list.
+_PLAIN_NUMBER = re.compile(r"[-+]?[0-9][0-9A-Za-z.,%() -]*")
 _SHOWN_LABELS = 30  # beyond that a list of labels is longer than the report around it
 
 
@@ -45,6 +61,7 @@ def to_markdown(results: Results) -> str:
         f"# Transfer report: {escape(results['data']['name'])}",
         headline(results),
         _scores(results),
+        *_translation(results),
         _comparisons(results),
         _strategy(results),
         _selection(results),
@@ -79,6 +96,7 @@ def headline(results: Results) -> str:
     own = [row for row in rows if row.role == "in_domain"]
     others = [row for row in rows if row.role == "shifted"]
     metric, shift = results["shift"]["metric"], results["shift"]
+    is_translation = results["labels"]["problem"] == "translation"
     strategy, name = results["strategy"]["name"], escape(metric_words(metric))
     how = _STRATEGIES.get(strategy, f"The strategy {escape(strategy)} on")
     start = f"{how} {escape(results['checkpoint']['id'])} on {_domains(results['data']['train_domains'])} reaches"
@@ -86,11 +104,12 @@ def headline(results: Results) -> str:
     at_home = f"{in_domain} {name} {_where(own, 'in its own domains (mean of {})')}"
     if own and others:
         elsewhere = f"{shifted} {_where(others, 'on {} others')}"
-        sentences = [f"{start} {at_home} and {elsewhere}: {_gap(results)}{_worst(results, rows)}."]
+        end = "" if is_translation else f": {_gap(results)}{_worst(results, rows)}"
+        sentences = [f"{start} {at_home} and {elsewhere}{end}."]
     elif own:
         sentences = [
             f"{start} {at_home}{_worst(results, rows)}.",
-            "No shifted domain was scored, so a gap does not apply.",
+            _OTHERS_UNKNOWN if is_translation else "No shifted domain was scored, so a gap does not apply.",
         ]
     elif others:
         sentences = [
@@ -99,7 +118,16 @@ def headline(results: Results) -> str:
         ]
     else:
         sentences = ["The adapted model was scored on no domain."]
-    return " ".join([*sentences, *_verdicts(results)])
+    return " ".join([*sentences, *_ledger(results), *_verdicts(results)])
+
+
+_OTHERS_UNKNOWN = "No other domain was scored: nothing is known of what was forgotten."
+
+
+def _ledger(results: Results) -> list[str]:
+    """What a run of translation gained and forgot, against the checkpoint as it comes."""
+    found = (" and ".join(ledger_in_words(row)) for row in results.get("ledger") or ())
+    return [f"Against the checkpoint as it comes it {escape(words)}." for words in found]
 
 
 def _where(rows: Sequence[DomainRow], many: str) -> str:
@@ -133,7 +161,15 @@ def _worst(results: Results, rows: Sequence[DomainRow]) -> str:
 def _verdicts(results: Results) -> list[str]:
     """One sentence per control: on how many domains the adapted model beats it beyond noise."""
     metric = results["shift"]["metric"]
-    mine = [item for item in results["comparisons"] if item["a"] == "adapted" and item["metric"] == metric]
+    said = ("in-domain", "shifted domains")  # of means, and of `before` in the ledger
+    mine = [
+        item
+        for item in results["comparisons"]
+        if item["a"] == "adapted"
+        and item["metric"] == metric
+        and item["domain"] not in said
+        and not (item["b"] == "before" and results.get("ledger"))
+    ]
     sentences = []
     for control in dict.fromkeys(item["b"] for item in mine):
         found = [item["verdict"] for item in mine if item["b"] == control]
@@ -151,7 +187,7 @@ def _verdicts(results: Results) -> list[str]:
 def _scores(results: Results) -> str:
     metrics, blocks = metric_names(results), []
     for stage, rows in rows_by_stage(results).items():
-        header = ["Domain", "Role", "Split", "Examples", *(escape(metric) for metric in metrics)]
+        header = ["Domain", "Role", "Split", "Examples", *(escape(metric_title(metric)) for metric in metrics)]
         cells = [
             [
                 escape(row.domain),
@@ -171,9 +207,13 @@ def _scores(results: Results) -> str:
     )
     note = (
         f"In brackets: {confidence_percent(results)} bootstrap intervals over examples, of one run with seed "
-        f"{results['seed']}. The gap, in {escape(shift['metric'])}, is positive where shifted domains score worse."
+        f"{results['seed']}."
     )
-    has_both = {row.role for row in rows_by_stage(results).get("adapted", [])} == {"in_domain", "shifted"}
+    is_translation = results["labels"]["problem"] == "translation"
+    if not is_translation:
+        note += f" The gap, in {escape(shift['metric'])}, is positive where shifted domains score worse."
+    roles = {row.role for row in rows_by_stage(results).get("adapted", [])}
+    has_both = roles == {"in_domain", "shifted"} and not is_translation
     return "\n\n".join(["## Scores", note, *blocks, *(["### Gap", means] if has_both else [])])
 
 
@@ -184,7 +224,7 @@ def _comparisons(results: Results) -> str:
     cells = [
         [
             escape(item["domain"]),
-            escape(item["metric"]),
+            escape(metric_title(item["metric"])),
             f"{escape(item['a'])} against {escape(item['b'])}",
             format_difference(item["metric"], item["difference"]),
             format_interval({**item, "value": item["difference"]}),
@@ -194,6 +234,14 @@ def _comparisons(results: Results) -> str:
         for item in results["comparisons"]
     ]
     return f"## Comparisons\n\n{_table(header, cells, right_from=3, left_from=6)}"
+
+
+def _translation(results: Results) -> list[str]:
+    """The sections that only a run of translation has."""
+    if results["labels"]["problem"] != "translation":
+        return []
+    found = as_comparison(results)
+    return [section_to_markdown(section) for section in (make_ledger(found), make_translation(found)) if section.tables]
 
 
 def _strategy(results: Results) -> str:
@@ -215,7 +263,8 @@ def _selection(results: Results) -> str:
     selection, steps = results["selection"], results["timing"]["steps"]
     rule = _RULES.get(selection["rule"], f"by the rule {escape(selection['rule'])}")
     value = selection.get("value")
-    scored = f", {escape(selection['metric'])} {format_value(selection['metric'], value)}" if value is not None else ""
+    metric = selection["metric"]
+    scored = f", {escape(metric_title(metric))} {format_value(metric, value)}" if value is not None else ""
     return (
         f"## Selection\n\nStep {selection['step']:,} of {steps:,} was kept{scored}: {rule}. "
         "Test data took no part in the choice."
@@ -226,14 +275,15 @@ def _data_sheet(results: Results) -> str:
     data, leaks = results["data"], results["data"]["leaks"]
     counts = (f"{data['examples'][split]:,} {split}" for split in ("train", "validation", "test"))
     max_length = results["config"].get("data", {}).get("max_length")
+    cut = LEFT_OUT if results["labels"]["problem"] == "translation" else "Cut for length"
     facts = {
         "Source": escape(data["name"]),
         "sha256 of the rows": escape(data["fingerprint"]),
         "Examples": ", ".join(counts),
         "Trained on": _domains(data["train_domains"], most=_SHOWN_LABELS),
-        "Predicts": _predicts(results["labels"]),
+        "Predicts": _predicts(results["labels"], results["config"]),
         "Splits": escape(data["rule"]),
-        "Cut for length": f"{data['truncated']:,} examples" + (f", at {max_length:,} tokens" if max_length else ""),
+        cut: f"{data['truncated']:,} examples" + (f", at {max_length:,} tokens" if max_length else ""),
         "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly; "
         f"for {leaks['across_domains']:,} of them the twin is in another domain",
         "Repeated inside train": f"{leaks['inside_train']:,}",
@@ -243,9 +293,11 @@ def _data_sheet(results: Results) -> str:
     return f"## Data\n\n{_facts(facts)}" + (f"\n\nNotes:\n\n{notes}" if notes else "")
 
 
-def _predicts(labels: Mapping[str, Any]) -> str:
+def _predicts(labels: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if labels["problem"] == "regression":
         return "a number"
+    if labels["problem"] == "translation":
+        return escape(languages(config))
     names = [escape(name) for name in labels["names"]]
     more = f" and {len(names) - _SHOWN_LABELS} more" if len(names) > _SHOWN_LABELS else ""
     kind = _PROBLEMS.get(labels["problem"], escape(labels["problem"]))
@@ -309,6 +361,30 @@ def _config(results: Results) -> str:
         "to repeat the run (folders outside the run appear by name only)</summary>\n\n"
         f"{fence}yaml\n{text}{fence}\n\n</details>"
     )
+
+
+# ---- cells -----------------------------------------------------------------------------------------------------------
+
+
+def section_to_markdown(section: Section) -> str:
+    """A section of cells, with GitHub tables."""
+    paragraphs = (escape(paragraph) for paragraph in section.paragraphs)
+    return "\n\n".join([f"## {escape(section.title)}", *paragraphs, *(_cells_table(table) for table in section.tables)])
+
+
+def _cells_table(table: Table) -> str:
+    rule = ["---:" if side == "right" else "---" for side in table.alignment]
+    lines = [[escape(text) for text in table.header], rule, *([_cell(text) for text in row] for row in table.rows)]
+    caption = [escape(table.caption)] if table.caption else []
+    return "\n\n".join([f"### {escape(table.title)}", *caption, "\n".join(_line(line) for line in lines)])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return text if not text or _PLAIN_NUMBER.fullmatch(text) else escape(text)
 
 
 # ---- small pieces ----------------------------------------------------------------------------------------------

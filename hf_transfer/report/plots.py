@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_transfer.report.results import format_difference, format_value, is_fraction, one_line
+from hf_transfer.report.results import format_difference, format_value, in_points, is_fraction, metric_words, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,16 +73,21 @@ _STYLE = {
 
 # Colour, marker, line style. Colours of Okabe and Ito, Color Universal Design (2008), without their yellow, which
 # cannot be seen on white. Strategies are drawn filled, controls hollow.
-_LOOKS = {
+_LOOKS: dict[str, tuple[str, str, Any]] = {
     "probe": ("#0072B2", "o", "-"),
     "freeze": ("#E69F00", "s", "--"),
     "lora": ("#009E73", "^", "-."),
     "full": ("#D55E00", "D", ":"),
+    "mixed": ("#0072B2", "P", (0, (6, 1.5))),
+    "interpolated": ("#56B4E9", "X", (0, (3, 1, 1, 1, 1, 1))),
+    "knn": ("#CC79A7", "*", (0, (1, 1))),
     "before": (INK, "o", "-"),
     "scratch": ("#CC79A7", "v", "--"),
     "tfidf": ("#56B4E9", "s", "-."),
     "majority": (INK, "x", ":"),
 }
+_JAGGED = ("P", "X", "*")
+"""Markers that are a blob at the size of the others."""
 _SPARE_LOOKS = tuple(
     (colour, marker, line)
     for (marker, line), colour in zip(
@@ -99,6 +104,8 @@ MOST_PAIRS = 15
 """Bars in place of a confusion matrix with more classes."""
 MOST_LABELLED_POINTS = 20
 ENOUGH_FOR_A_LINE = 8
+ENOUGH_KEPT = 0.8
+"""Share of the largest in-domain gain that is marked beside the points of the ledger."""
 _PERCENT_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 
@@ -134,12 +141,14 @@ def make_figures(results: Results) -> dict[str, Figure]:
             or empty, numbers may be null: those are left out, and a section without any number gives no figure.
 
     Returns:
-        Figures by name, in the order of a report: ``scores``, ``matrix_<strategy>``, ``learning_curves``,
-        ``robustness``, ``distance_drop``, ``reliability``, ``risk_coverage``, ``confusion``, ``training``. Equal
-        results give equal bytes with one version of matplotlib.
+        Figures by name, in the order of a report: ``scores``, ``ledger``, ``trade_off``, ``matrix_<strategy>``,
+        ``learning_curves``, ``robustness``, ``distance_drop``, ``reliability``, ``risk_coverage``, ``confusion``,
+        ``training``. Equal results give equal bytes with one version of matplotlib.
     """
     builders: tuple[Callable[[Results], Iterator[_Drawing]], ...] = (
         _scores,
+        _ledger,
+        _trade_off,
         _matrices,
         _learning_curves,
         _robustness,
@@ -237,7 +246,7 @@ def _scores(results: Results) -> Iterator[_Drawing]:
     better = "better" if results.get("higher_is_better", True) else "worse"
     yield _Drawing(
         "scores",
-        f"{_metric_label(metric).capitalize()} by domain",
+        f"{_heading(metric)} by domain",
         f"{_seeds(results.get('seeds') or [])} with {level}{controls}. Further right is {better}.{missing}",
         canvas,
     )
@@ -284,9 +293,96 @@ def _means_by_direction(results: Results, directions: Sequence[str]) -> Iterator
     _legend(canvas, [_handle(stage, results) for stage in stages], columns=4)
     yield _Drawing(
         "scores",
-        f"{_metric_label(metric).capitalize()} by training domain",
+        f"{_heading(metric)} by training domain",
         "A row per training: means over its own test domains (left) and over all others (right), seeds together. "
         "Filled markers are strategies, hollow ones controls. Means over domains are shown without intervals.",
+        canvas,
+    )
+
+
+# ---- translation: gained and forgotten -------------------------------------------------------------------------
+
+
+def _ledger(results: Results) -> Iterator[_Drawing]:
+    """In-domain gain against the change elsewhere, a point per strategy with both intervals."""
+    rows = [
+        row
+        for row in results.get("ledger") or []
+        if all(math.isfinite(_number((row.get(role) or {}).get("difference"))) for role in _ROLES)
+    ]
+    if len(rows) < 2:
+        return
+    metric = results.get("metric", "bleu")
+    stages = _stages(results, (row["strategy"] for row in rows))
+    canvas = _canvas(6.0, 4.6)
+    axes = canvas.subplots()
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    several = len({row["direction"] for row in rows}) > 1
+    for row in rows:
+        colour, _, _ = _look(row["strategy"], results)
+        x, y = (row[role]["difference"] for role in ("in_domain", "shifted"))
+        ends = [[_number(row[role][end]) for end in ("low", "high")] for role in ("in_domain", "shifted")]
+        if not several:  # crosses of many directions would hide the points
+            axes.plot(ends[0], [y, y], color=colour, linewidth=1.0, alpha=0.6, solid_capstyle="butt")
+            axes.plot([x, x], ends[1], color=colour, linewidth=1.0, alpha=0.6, solid_capstyle="butt")
+        axes.plot([x], [y], **_marker(row["strategy"], results))
+    handles = [_handle(stage, results) for stage in stages]
+    best = max(row["in_domain"]["difference"] for row in rows)
+    if best > 0 and not several:
+        axes.axvline(ENOUGH_KEPT * best, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        handles.append(_line_handle(f"{100 * ENOUGH_KEPT:g}% of the largest gain", (0, (1, 2))))
+    axes.margins(0.08)
+    for side in ("x", "y"):
+        _number_axis(axes, side, metric, is_difference=True)
+    axes.set_xlabel(f"{_metric_label(metric)} gained in-domain (points)")
+    axes.set_ylabel("change elsewhere (points, mean)")
+    _legend(canvas, handles, columns=4)
+    crosses = "" if several else f" Crosses are {_level(results)} intervals."
+    yield _Drawing(
+        "ledger",
+        "Gained in-domain against changed elsewhere",
+        "Both against the checkpoint as it comes: right is better at home, above the line nothing was forgotten."
+        f"{crosses}{' A point per strategy and direction.' if several else ''}",
+        canvas,
+    )
+
+
+def _trade_off(results: Results) -> Iterator[_Drawing]:
+    """Validation along the line from the checkpoint to the adapted weights, a curve per run."""
+    items = [item for item in results.get("translation") or [] if (item.get("trade_off") or {}).get("curve")]
+    if not items:
+        return
+    metric = results.get("metric", "bleu")
+    has_general = any(math.isfinite(_number(p.get("general"))) for item in items for p in item["trade_off"]["curve"])
+    canvas = _canvas(5.6, 4.2)
+    axes = canvas.subplots()
+    colour, marker, _ = _look("interpolated", results)
+    for number, item in enumerate(items):
+        curve = item["trade_off"]["curve"]
+        alphas, own, general = (_array([p.get(key) for p in curve]) for key in ("alpha", "in_domain", "general"))
+        x, y = (own, general) if has_general else (alphas, own)
+        axes.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.0, alpha=1 if number == 0 else 0.45)
+        chosen = alphas == item["trade_off"]["alpha"]
+        axes.plot(x[chosen], y[chosen], color=INK, marker="o", markersize=10, markerfacecolor="none", linestyle="none")
+        for place in np.flatnonzero(np.isfinite(x) & np.isfinite(y)) if number == 0 and has_general else ():
+            axes.annotate(f"{alphas[place]:g}", (x[place], y[place]), (5, 5), textcoords="offset points")
+    axes.margins(0.1)
+    label = f"validation {_metric_label(metric)}"
+    axes.set_xlabel(f"in-domain {label}" if has_general else "share of the adapted weights")
+    axes.set_ylabel(f"general {label}" if has_general else f"in-domain {label}")
+    for side in ("x", "y") if has_general else ("y",):
+        _number_axis(axes, side, metric)
+    ring = _line_handle("chosen", "none", INK, "o", filled=False)
+    ring.set_markersize(8)
+    _legend(canvas, [_line_handle("along the line", "-", colour, marker), ring], columns=2)
+    runs = f" {len(items)} runs, the first in full colour." if len(items) > 1 else ""
+    numbers = "Numbers are the share of the adapted weights: 0" if has_general else "0"
+    yield _Drawing(
+        "trade_off",
+        "Between the checkpoint and the adapted model",
+        f"{numbers} is the checkpoint as it comes, 1 the adapted model. Scores of greedy search on validation text."
+        f"{runs}",
         canvas,
     )
 
@@ -319,7 +415,7 @@ def _matrices(results: Results) -> Iterator[_Drawing]:
         yield _Drawing(
             name,
             f"{strategy}: {_metric_label(metric)} from each domain to each",
-            f"{_metric_label(metric).capitalize()} ({unit}brighter is higher) of {strategy} trained on the domain of "
+            f"{_heading(metric)} ({unit}brighter is higher) of {strategy} trained on the domain of "
             f"the row and tested on that of the column; framed where both are the same.{interval if width else ''}",
             canvas,
         )
@@ -431,7 +527,7 @@ def _learning_curves(results: Results) -> Iterator[_Drawing]:
     yield _Drawing(
         "learning_curves",
         "What labelled target examples are worth",
-        f"{_metric_label(metric).capitalize()} on a target domain by the number of its labelled examples in training"
+        f"{_heading(metric)} on a target domain by the number of its labelled examples in training"
         + (f", with {_level(results)} bands. " if bands else ". ")
         + "The axis is logarithmic beyond its first size over 0.",
         canvas,
@@ -904,7 +1000,7 @@ def _stages(results: Results, found: Iterable[str]) -> list[str]:
     return sorted(present, key=lambda name: known.index(name) if name in known else len(known))
 
 
-def _look(stage: str, results: Results) -> tuple[str, str, str]:
+def _look(stage: str, results: Results) -> tuple[str, str, Any]:
     if stage in _LOOKS:
         return _LOOKS[stage]
     names = [*(results.get("strategies") or []), *(results.get("controls") or [])]
@@ -920,6 +1016,7 @@ def _marker(stage: str, results: Results, line: bool = False) -> dict[str, Any]:
         "marker": marker,
         "markerfacecolor": colour if stage in (results.get("strategies") or []) else "none",
         "linestyle": style if line else "none",
+        **({"markersize": 6.5, "markeredgewidth": 0.4} if marker in _JAGGED else {}),
     }
 
 
@@ -950,7 +1047,12 @@ def _number_axis(axes: Axes, side: str, metric: str, is_difference: bool = False
 
 
 def _metric_label(metric: str) -> str:
-    return _clean(metric).replace("_", " ")
+    return metric_words(metric) if in_points(metric) else _clean(metric).replace("_", " ")
+
+
+def _heading(metric: str) -> str:
+    """The metric at the beginning of a title or sentence."""
+    return metric_words(metric) if in_points(metric) else _metric_label(metric).capitalize()
 
 
 def _percent(share: float) -> str:

@@ -86,8 +86,8 @@ def build_results(
     ``config`` is the resolved config as nested dicts (``dataclasses.asdict``), ``truncated`` counts the examples
     cut at ``data.max_length``, ``environment`` comes from ``describe_environment``, ``examples`` and ``calibration``
     from report/examples.py, ``training`` from ``describe_training``, ``translation`` from ``describe_translation``. An
-    absolute path in ``config``
-    or in the checkpoint's id is recorded by its last component, also where a note mentions it.
+    absolute path in ``config`` or in the checkpoint's id is recorded by its last component, also where a note
+    mentions it.
     """
     shown_config = plain(config)
     shown_paths = _shorten_places(shown_config)
@@ -284,6 +284,11 @@ def is_fraction(metric: str) -> bool:
     return not {"accuracy", "f1", "precision", "recall", "match"}.isdisjoint(metric.split("_"))
 
 
+def in_points(metric: str) -> bool:
+    """Whether the metric runs from 0 to 100, or beyond: those of translations."""
+    return metric in ("bleu", "chrf", "ter", "comet")  # importing the table of all metrics takes a second
+
+
 _METRIC_WORDS = {
     "f1": "F1",
     "f1_macro": "macro F1",
@@ -294,6 +299,10 @@ _METRIC_WORDS = {
     "spearman": "Spearman correlation",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
+    "bleu": "BLEU",
+    "chrf": "chrF++",
+    "ter": "TER",
+    "comet": "COMET",
 }
 
 
@@ -302,8 +311,13 @@ def metric_words(metric: str) -> str:
     return _METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
+def metric_title(metric: str) -> str:
+    """The metric at the head of a column: its name in settings, or what papers call it."""
+    return metric_words(metric) + " (lower is better)" * (metric == "ter") if in_points(metric) else metric
+
+
 def format_value(metric: str, value: float | None) -> str:
-    """``87.5%`` for fractions, ``0.412`` or ``27.3`` for the rest, ``undefined`` for None."""
+    """``87.5%`` for fractions, ``0.412`` or ``27.3`` for the rest, ``undefined`` for None; of points one decimal."""
     if value is None:
         return "undefined"
     return _number(metric, value, value) + ("%" if is_fraction(metric) else "")
@@ -328,7 +342,13 @@ def format_difference(metric: str, difference: float | None) -> str:
     if difference is None:
         return "undefined"
     text = _number(metric, difference, difference)
-    return f"{text} points" if is_fraction(metric) or metric in ("bleu", "chrf") else text
+    return f"{text} points" if is_fraction(metric) or in_points(metric) else text
+
+
+def format_amount(metric: str, difference: float | None) -> str:
+    """A difference by which a score rises or falls: ``12.3 BLEU`` of translations, ``7.4 points`` of fractions."""
+    text = format_difference(metric, difference)
+    return text.replace(" points", f" {metric_words(metric)}") if in_points(metric) and metric != "ter" else text
 
 
 def one_line(text: str) -> str:
@@ -341,6 +361,8 @@ def _number(metric: str, value: float, like: float) -> str:
     """``value`` with as many decimals as ``like`` needs, so that the ends of an interval match their middle."""
     if is_fraction(metric):
         value, decimals = 100 * value, 1
+    elif in_points(metric):
+        decimals = 1
     elif 0 < abs(like) < 0.0005:
         return f"{value:.1e}"
     else:

@@ -1,80 +1,64 @@
-"""Floor 4: the tables of a comparison as plain text in cells, so that HTML and Markdown say the same.
-
-Nothing here is escaped: cells hold text from data on one line, and whoever renders them escapes them.
-"""
+"""Floor 4: the tables of a comparison; those of translations are in translation_tables.py."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from hf_transfer.report.cells import (
+    LONG,
+    ROLES,
+    Item,
+    Results,
+    Section,
+    Table,
+    format_effect,
+    level,
+    make_facts,
+    make_section,
+    make_table,
+    ordered_strategies,
+    slug,
+    varies,
+    words_of_intervals,
+)
 from hf_transfer.report.results import (
     format_difference,
-    format_interval,
     format_score,
     format_value,
+    metric_title,
     metric_words,
     one_line,
 )
-
-Results = Mapping[str, Any]
-Item = Mapping[str, Any]
-Alignment = Literal["left", "right"]
+from hf_transfer.report.translation_tables import LEFT_OUT, languages, make_ledger, make_translation
 
 VERDICTS = ("helps", "hurts", "no evidence", "too few examples")
 MEANS = ("in-domain", "shifted domains")
 """Names that stand for a mean over domains where a comparison names its domain."""
 
-_LONG = 14  # rows; a longer table is folded where a page can fold
 _TOO_LONG = 40  # rows of a table that answers a question, which is folded only here
 _WIDE = 8  # classes or domains; a wider matrix is folded
 _DETAILED_DIRECTIONS = 3  # beyond that only the main metric: results.json holds the others
 _NAMED = 30  # labels or domains in one cell; beyond that a list is longer than the table around it
 _CONFUSIONS = 20  # pairs of classes, where there are too many for a matrix
-_ROLES = {"in_domain": "in-domain", "shifted": "shifted"}
 _PROBLEMS = {"single_label": "one class per example", "multi_label": "any number of classes per example"}
 _RULES = {
     "in_domain_validation": "the step with the best score on the validation split of the train domains",
     "last": "the last step, without looking at any score",
+    "nothing is chosen": "nothing, where nothing is trained",
 }
 _ORACLE_WORDS = {"oracle", "shifted", "target", "test"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text. Columns that hold numbers are aligned to the right; the first column names the row."""
-
-    name: str
-    """Unique in a comparison, of letters, digits, ``-`` and ``_``."""
-    title: str
-    caption: str
-    """What the numbers are, in sentences; "" where the title says it all."""
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    """[rows][columns]; an empty cell where there is nothing to say."""
-    alignment: tuple[Alignment, ...]
-    folded: bool = False
-    """Long, or the numbers behind a figure: a page may show the title alone until it is asked for more."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, and what stands below it: paragraphs, then tables."""
-
-    name: str
-    title: str
-    paragraphs: tuple[str, ...]
-    tables: tuple[Table, ...]
 
 
 def make_sections(results: Results) -> tuple[Section, ...]:
     """All sections of a comparison that have data, in the order of the report, from results.json alone."""
     makers: tuple[Callable[[Results], Section], ...] = (
         _scores,
+        make_ledger,
         _comparisons,
+        make_translation,
         _matrix,
         _learning_curves,
         _forgetting,
@@ -115,6 +99,11 @@ def config_yaml(results: Results) -> str:
     return yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True)
 
 
+def is_translation(results: Results) -> bool:
+    """Whether a comparison is one of translations: without classes, and with scores of no common scale."""
+    return results.get("problem") == "translation"
+
+
 def is_oracle(rule: str) -> bool:
     """Whether a selection rule sees labels that nobody has when the model is needed."""
     return not _ORACLE_WORDS.isdisjoint(re.split(r"[^a-z]+", rule.lower()))
@@ -150,21 +139,6 @@ def format_p(p_value: float | None) -> str:
     return "undefined" if p_value is None else f"{p_value:.2g}"
 
 
-def format_effect(metric: str, difference: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A difference with its sign and interval: ``+7.0 points (3.0 to 10.0)``."""
-    if difference is None:
-        return "undefined"
-    interval = format_interval({"metric": metric, "value": difference, "low": low, "high": high})
-    sign = "+" if difference > 0 else ""
-    return f"{sign}{format_difference(metric, difference)}" + (f" ({interval})" if interval else "")
-
-
-def ordered_strategies(results: Results) -> list[str]:
-    """Strategies, then controls, then whatever else was scored, each once."""
-    found = (score["strategy"] for score in results["scores"])
-    return list(dict.fromkeys((*results["strategies"], *results["controls"], *found)))
-
-
 def pooled_scores(results: Results, metric: str | None = None) -> list[dict[str, Any]]:
     """Test scores of all seeds together, of one metric (by default the main one), without those of learning curves.
 
@@ -197,10 +171,11 @@ def _scores(results: Results) -> Section:
             by_direction.setdefault(score["direction"], []).append(score)
         for number, (direction, scores) in enumerate(by_direction.items()):
             place = f", trained on {direction}" if several else ""
-            title = f"Scores by domain{place}: {metric_words(metric)}"
+            words = metric_title(metric) if is_translation(results) else metric_words(metric)
+            title = f"Scores by domain{place}: {words}"
             folded = several or metric != results["metric"]
             tables.append(_score_table(results, scores, f"scores-{metric}-{number}", title, folded))
-    return _section("scores", "Scores and cost", [], tables)
+    return make_section("scores", "Scores and cost", [], tables)
 
 
 def _overview(results: Results, several: bool) -> Table:
@@ -210,29 +185,34 @@ def _overview(results: Results, several: bool) -> Table:
     summary = _by_strategy(results, "summary")
     # where nothing is shifted, say, that mean is not undefined: there is none
     has = {key: _any_number(item[key] for item in summary) for key in ("in_domain_mean", "shifted_mean", "gap")}
+    if is_translation(results):  # scores of different texts have no common scale: the ledger compares the same text
+        has["gap"] = False
     rows = [
         [
             item["strategy"],
             item["direction"] if several else "",
             *(format_value(metric, item[key]) if has[key] else "" for key in ("in_domain_mean", "shifted_mean")),
             format_difference(metric, item["gap"]) if has["gap"] else "",
-            item["worst_domain"] or "",
+            (item["worst_domain"] or "") if not is_translation(results) else "",
             *([] if several else _cost_cells(costs.get(item["strategy"]))),
         ]
         for item in summary
     ]
     caption = f"Means of {metric_words(metric)} over domains; the gap is positive where shifted domains score worse."
+    if is_translation(results):
+        caption = f"Means of {metric_words(metric)} over domains, whose texts differ: compare within a column."
     header = ["Strategy", "Trained on", "In-domain", "Shifted", "Gap", "Worst domain"]
     alignment = "llrrrl"
     if not several:
         header, alignment, caption = [*header, *_COST_HEADER], alignment + "r" * 5, f"{caption} {_COST_CAPTION}"
-    title = "Means and gap" if several or not costs else "Means, gap and cost"
-    return _table("overview", title, caption, header, alignment, rows, folded=len(rows) > _LONG)
+    title = "Means" if is_translation(results) else "Means and gap" if several or not costs else "Means, gap"
+    title += "" if several or not costs else " and cost"
+    return make_table("overview", title, caption, header, alignment, rows, folded=len(rows) > LONG)
 
 
 def _cost(results: Results) -> Table:
     rows = [[item["strategy"], *_cost_cells(item)] for item in _by_strategy(results, "cost")]
-    return _table("cost", "Cost", _COST_CAPTION, ["Strategy", *_COST_HEADER], "lrrrrr", rows)
+    return make_table("cost", "Cost", _COST_CAPTION, ["Strategy", *_COST_HEADER], "lrrrrr", rows)
 
 
 _COST_HEADER = ["Trainable parameters", "Training", "Peak memory", "Artefact", "Examples/s"]
@@ -263,15 +243,15 @@ def _score_table(results: Results, scores: Sequence[Item], name: str, title: str
     rows = [
         [
             domain,
-            _ROLES.get(first["role"], first["role"]),
+            ROLES.get(first["role"], first["role"]),
             f"{first['count']:,}",
             *(format_score(found[domain, item]) if (domain, item) in found else "" for item in columns),
         ]
         for domain, first in domains.items()
     ]
     header = ["Domain", "Role", "Examples", *columns]
-    caption = f"In brackets: {_intervals(results)}."
-    return _table(name, title, caption, header, "llr" + "r" * len(columns), rows, folded=folded)
+    caption = f"In brackets: {words_of_intervals(results)}."
+    return make_table(name, title, caption, header, "llr" + "r" * len(columns), rows, folded=folded)
 
 
 _QUESTIONS = {
@@ -287,18 +267,22 @@ def _comparisons(results: Results) -> Section:
     known = {"negative_transfer", "forgetting"}  # shown beside their curves
     asked = dict.fromkeys((*_QUESTIONS, *(item["question"] for item in results.get("comparisons") or ())))
     tables = [table for question in asked if question not in known for table in _question(results, question)]
-    return _section("comparisons", "Comparisons", [], tables)
+    return make_section("comparisons", "Comparisons", [], tables)
 
 
 def _question(results: Results, question: str) -> list[Table]:
     """The comparisons of one question; those of single domains are folded where they are many."""
     items = [item for item in results.get("comparisons") or () if item["question"] == question]
     title = _QUESTIONS.get(question, question.replace("_", " "))
+    alone = _alone(results)
+    singles = [item for item in items if item["domain"] not in (*MEANS, *alone.get(item["direction"], ()))]
     # shifted domains first: what happens there is the question of a comparison
-    means = sorted((item for item in items if item["domain"] in MEANS), key=lambda item: item["domain"] == MEANS[0])
-    singles = [item for item in items if item["domain"] not in MEANS]
-    name = f"comparisons-{_slug(question)}"
-    if len(items) <= _LONG or not means:
+    means = sorted(
+        (item for item in items if item not in singles),
+        key=lambda item: item["domain"] == MEANS[0] or item["domain"] in item["direction"].split(", "),
+    )
+    name = f"comparisons-{slug(question)}"
+    if len(items) <= LONG or not means:
         return [_comparison_table(results, [*means, *singles], name, title, folded=len(items) > _TOO_LONG)]
     return [
         _comparison_table(results, means, name, title, folded=len(means) > _TOO_LONG),
@@ -306,15 +290,25 @@ def _question(results: Results, question: str) -> list[Table]:
     ]
 
 
+def _alone(results: Results) -> dict[str, list[str]]:
+    """By direction the domains that are the only ones of their role, and so stand for its mean."""
+    found: dict[str, list[str]] = {}
+    for direction in results["directions"]:
+        for is_own in (True, False):
+            mine = [name for name in results["data"]["test_domains"] if (name in direction["train_domains"]) == is_own]
+            found.setdefault(direction["name"], []).extend(mine if len(mine) == 1 else [])
+    return found
+
+
 def _comparison_table(results: Results, items: Sequence[Item], name: str, title: str, folded: bool) -> Table:
-    metrics, directions, sizes = (_varies(items, key) for key in ("metric", "direction", "target_examples"))
+    metrics, directions, sizes = (varies(items, key) for key in ("metric", "direction", "target_examples"))
     rows = [
         [
             item["a"],
             item["b"],
             item["domain"],
             item["direction"] if directions else "",
-            item["metric"] if metrics else "",
+            metric_title(item["metric"]) if metrics else "",
             f"{item['target_examples']:,}" if sizes and item.get("target_examples") is not None else "",
             format_effect(item["metric"], item["difference"], item["low"], item["high"]),
             format_p(item["p_value"]),
@@ -328,12 +322,12 @@ def _comparison_table(results: Results, items: Sequence[Item], name: str, title:
     what = "" if metrics or not items else f" of {metric_words(items[0]['metric'])}"
     caption = (
         f"Difference{what}: how much better the strategy is than what it stands against; in brackets "
-        f"{_intervals(results)}. p by the test named; adjusted p: Holm's correction (Holm 1979) for the "
+        f"{words_of_intervals(results)}. p by the test named; adjusted p: Holm's correction (Holm 1979) for the "
         "number of comparisons, those of means over domains and those of single domains apart."
     )
     header = ["Strategy", "Against", "Domain", "Trained on", "Metric", "Target examples"]
     header += ["Difference", "p", "Adjusted p", "Test", "Verdict", "Examples"]
-    return _table(name, title, caption, header, "lllllrrrrllr", rows, folded)
+    return make_table(name, title, caption, header, "lllllrrrrllr", rows, folded)
 
 
 # ---- transfer from domain to domain ----------------------------------------------------------------------------
@@ -354,11 +348,12 @@ def _matrix(results: Results) -> Section:
             for row, source in enumerate(matrix["sources"])
         ]
         header = ["Trained on", *matrix["targets"]]
-        caption = f"{words}: rows are the domains trained on, columns those tested; in brackets {_intervals(results)}."
+        caption = f"{words}: rows are the domains trained on, columns those tested"
+        caption += f"; in brackets {words_of_intervals(results)}."
         title = f"From domain to domain, {matrix['strategy']}"
         alignment = "l" + "r" * len(matrix["targets"])
-        tables.append(_table(f"matrix-{number}", title, caption, header, alignment, rows, folded=True))
-    return _section("matrix", "From domain to domain", [], tables)
+        tables.append(make_table(f"matrix-{number}", title, caption, header, alignment, rows, folded=True))
+    return make_section("matrix", "From domain to domain", [], tables)
 
 
 def _learning_curves(results: Results) -> Section:
@@ -374,16 +369,16 @@ def _learning_curves(results: Results) -> Section:
         rows.append([*_curve_place(curve, curves), *cells])
     caption = (
         f"{metric_words(metric)} on the target, by the number of its examples learned from; in brackets "
-        f"{_intervals(results)}."
+        f"{words_of_intervals(results)}."
     )
     header = ["Strategy", "Source", "Target", "Trained on", *(f"{size:,}" for size in sizes)]
     title = "Score by target examples"
-    curve_table = _table("learning-curves", title, caption, header, "llll" + "r" * len(sizes), rows, folded=True)
+    curve_table = make_table("learning-curves", title, caption, header, "llll" + "r" * len(sizes), rows, folded=True)
     verdicts = _question(results, "negative_transfer")
     text = (
         "Negative transfer: training on the source as well leaves the target worse than training on the target alone."
     )
-    return _section("learning-curves", "Learning curves", [text], [*verdicts, curve_table])
+    return make_section("learning-curves", "Learning curves", [text], [*verdicts, curve_table])
 
 
 def _forgetting(results: Results) -> Section:
@@ -398,12 +393,12 @@ def _forgetting(results: Results) -> Section:
     header = ["Strategy", "Source", "Target", "Trained on", *(f"{size:,}" for size in sizes)]
     caption = f"{metric_words(metric)} on the source domains, by the number of target examples learned from."
     title = "Score on the source by target examples"
-    curve_table = _table("source-curves", title, caption, header, "llll" + "r" * len(sizes), rows, len(rows) > _LONG)
-    return _section("forgetting", "Forgetting", [], [*_question(results, "forgetting"), curve_table])
+    curve_table = make_table("source-curves", title, caption, header, "llll" + "r" * len(sizes), rows, len(rows) > LONG)
+    return make_section("forgetting", "Forgetting", [], [*_question(results, "forgetting"), curve_table])
 
 
 def _curve_place(curve: Item, curves: Sequence[Item]) -> list[str]:
-    source = curve["direction"] if _varies(curves, "direction") else ""
+    source = curve["direction"] if varies(curves, "direction") else ""
     return [curve["strategy"], source, curve["domain"], "source and target" if curve["with_source"] else "target alone"]
 
 
@@ -442,19 +437,19 @@ def _calibration(results: Results) -> Section:
         "on validation data of the train domains. At 80%% coverage the model answers the 80%% of examples it is surest "
         "of. AURC: area under the risk-coverage curve, less is better (Geifman and El-Yaniv 2017)."
     )
-    with_interval = caption % f", in brackets its {_percent(results)} interval"
-    if len(rows) > _LONG and _varies(items, "seed"):
+    with_interval = caption % f", in brackets its {level(results)} interval"
+    if len(rows) > LONG and varies(items, "seed"):
         means = [
             [*_calibration_place(group[0], items, seeds=False), *(_mean_cell(group, *of) for of in _mean_measures())]
             for group in _over_seeds(items)
         ]
         tables = [
-            _table("calibration-means", "Calibration, means over seeds", caption % "", header, alignment, means),
-            _table("calibration", "Calibration, seed by seed", with_interval, header, alignment, rows, folded=True),
+            make_table("calibration-means", "Calibration, means over seeds", caption % "", header, alignment, means),
+            make_table("calibration", "Calibration, seed by seed", with_interval, header, alignment, rows, folded=True),
         ]
     else:
-        tables = [_table("calibration", "Calibration", with_interval, header, alignment, rows)]
-    return _section("calibration", "Calibration and confidence", [], [*tables, _estimates(items, seeds)])
+        tables = [make_table("calibration", "Calibration", with_interval, header, alignment, rows)]
+    return make_section("calibration", "Calibration and confidence", [], [*tables, _estimates(items, seeds)])
 
 
 def _mean_measures() -> list[tuple[str, str]]:
@@ -480,8 +475,8 @@ def _calibration_place(item: Item, items: Sequence[Item], seeds: bool) -> list[s
     return [
         item["strategy"],
         str(item["seed"]) if seeds else "",
-        item["direction"] if _varies(items, "direction") else "",
-        _ROLES.get(item["role"], item["role"]),
+        item["direction"] if varies(items, "direction") else "",
+        ROLES.get(item["role"], item["role"]),
         _names(domains) if len(domains) < 4 else f"{len(domains)} domains",
         f"{item['count']:,}",
     ]
@@ -499,7 +494,7 @@ def _estimates(items: Sequence[Item], seeds: bool) -> Table:
     )
     alignment = _PLACE_ALIGNMENT + "rrlrrr"
     title = "Accuracy estimated without labels"
-    return _table("estimates", title, caption, header, alignment, rows, folded=len(rows) > _LONG)
+    return make_table("estimates", title, caption, header, alignment, rows, folded=len(rows) > LONG)
 
 
 def _estimate_cells(item: Item) -> list[str]:
@@ -544,7 +539,7 @@ def _distances(results: Results) -> Section:
         f"{metric_words(metric)} loses from source to target, positive where the target scores worse."
     )
     alignment = "ll" + "r" * (len(header) - 2)
-    distances = _table("distances", "Distances", caption, header, alignment, rows, folded=len(rows) > _LONG)
+    distances = make_table("distances", "Distances", caption, header, alignment, rows, folded=len(rows) > LONG)
     rows = [
         [item["source"], item["target"], _words(item["words"], rising=True), _words(item["words"], rising=False)]
         for item in items
@@ -552,8 +547,8 @@ def _distances(results: Results) -> Section:
     ]
     header = ["Source", "Target", "More frequent in the target", "Less frequent in the target"]
     caption = "Words whose share differs most, with their share of all words in the source and in the target."
-    words = _table("words", "Most shifted words", caption, header, "llll", rows, folded=len(rows) > 4)
-    return _section("distances", "Distances between domains", [], [distances, words])
+    words = make_table("words", "Most shifted words", caption, header, "llll", rows, folded=len(rows) > 4)
+    return make_section("distances", "Distances between domains", [], [distances, words])
 
 
 def _words(words: Iterable[tuple[str, float, float]], rising: bool) -> str:
@@ -583,13 +578,15 @@ def _robustness(results: Results) -> Section:
         "How far a strategy's shifted score lies above the line that predicts it from its in-domain score (Taori et "
         "al. 2020); positive is more robust than its in-domain score explains."
     )
-    tables = [_table("robustness", "Effective robustness", caption, ["Strategy", "Effective robustness"], "lr", rows)]
+    tables = [
+        make_table("robustness", "Effective robustness", caption, ["Strategy", "Effective robustness"], "lr", rows)
+    ]
     points = robustness.get("points") or ()
     rows = [
         [
             item["strategy"],
             "" if item.get("seed") is None else str(item["seed"]),
-            item["direction"] if _varies(points, "direction") else "",
+            item["direction"] if varies(points, "direction") else "",
             format_value(metric, item["in_domain"]),
             format_value(metric, item["shifted"]),
         ]
@@ -599,14 +596,14 @@ def _robustness(results: Results) -> Section:
         ["Strategy", "Seed", "Trained on", "In-domain", "Shifted"],
         f"Mean {metric_words(metric)} of each run.",
     )
-    tables.append(_table("robustness-points", "Runs", caption, header, "lrlrr", rows, folded=True))
+    tables.append(make_table("robustness-points", "Runs", caption, header, "lrlrr", rows, folded=True))
     text = "The controls make no line, so effective robustness is not given."
     if line:
         slope, intercept = (_number("slope", line[key]) for key in ("slope", "intercept"))
         rough = " With so few points it is a rough guide." if line["points"] < 8 else ""
         text = f"The line, on a logit scale through {line['points']:,} scores of controls, has slope {slope} and "
         text += f"intercept {intercept}.{rough}"
-    return _section("robustness", "Effective robustness", [text], tables)
+    return make_section("robustness", "Effective robustness", [text], tables)
 
 
 # ---- classes, training, runs -----------------------------------------------------------------------------------
@@ -614,7 +611,7 @@ def _robustness(results: Results) -> Section:
 
 def _confusion(results: Results) -> Section:
     items = _by_strategy(results, "confusion")
-    several = _varies(items, "direction")
+    several = varies(items, "direction")
     groups: dict[tuple[str, str], list[Item]] = {}
     for item in items:
         groups.setdefault((item["strategy"], item["direction"]), []).append(item)
@@ -625,7 +622,7 @@ def _confusion(results: Results) -> Section:
             tables.append(_confusion_pairs(group, f"confusions-{number}", f"Most frequent confusions, {place}"))
         else:
             tables += [_confusion_matrix(item, f"confusion-{number}-{item['role']}", place) for item in group]
-    return _section("confusion", "Classes and confusions", [], tables)
+    return make_section("confusion", "Classes and confusions", [], tables)
 
 
 def _class_table(groups: Mapping[tuple[str, str], Sequence[Item]], several: bool) -> Table:
@@ -638,13 +635,13 @@ def _class_table(groups: Mapping[tuple[str, str], Sequence[Item]], several: bool
             cells = (cell for role in roles for cell in measured.get(role, {}).get(label, [""] * 3))
             rows.append([strategy, direction if several else "", label, *cells])
     header = ["Strategy", "Trained on", "Class"]
-    header += [f"{what}, {_ROLES.get(role, role)}" for role in roles for what in ("Examples", "Recall", "Precision")]
+    header += [f"{what}, {ROLES.get(role, role)}" for role in roles for what in ("Examples", "Recall", "Precision")]
     caption = (
         "Recall: share of the class's examples that were found. Precision: share of what was called this class that "
         "belongs to it. All seeds together."
     )
     alignment = "lll" + "r" * (len(header) - 3)
-    return _table("classes", "Class by class", caption, header, alignment, rows, folded=len(rows) > _LONG)
+    return make_table("classes", "Class by class", caption, header, alignment, rows, folded=len(rows) > LONG)
 
 
 def _class_measures(item: Item) -> dict[str, list[str]]:
@@ -666,11 +663,11 @@ def _confusion_matrix(item: Item, name: str, place: str) -> Table:
         [label, *(f"{count:,}" for count in counts)]
         for label, counts in zip(item["names"], item["counts"], strict=True)
     ]
-    role = _ROLES.get(item["role"], item["role"])
+    role = ROLES.get(item["role"], item["role"])
     header = ["Reference", *(f"predicted {label}" for label in item["names"])]
     caption = "Examples: rows are what they are, columns what was predicted."
     alignment = "l" + "r" * len(item["names"])
-    return _table(name, f"Confusions {role}, {place}", caption, header, alignment, rows, folded=True)
+    return make_table(name, f"Confusions {role}, {place}", caption, header, alignment, rows, folded=True)
 
 
 def _confusion_pairs(group: Sequence[Item], name: str, title: str) -> Table:
@@ -686,10 +683,10 @@ def _confusion_pairs(group: Sequence[Item], name: str, title: str) -> Table:
         found.update(pairs)
         by_role.append(pairs)
     rows = [[*pair, *(f"{pairs.get(pair, 0):,}" for pairs in by_role)] for pair, _ in found.most_common(_CONFUSIONS)]
-    roles = [_ROLES.get(item["role"], item["role"]) for item in group]
+    roles = [ROLES.get(item["role"], item["role"]) for item in group]
     header = ["Reference", "Predicted", *(f"Examples, {role}" for role in roles)]
     caption = f"The {len(rows)} most frequent pairs of {len(found):,} that occur."
-    return _table(name, title, caption, header, "ll" + "r" * len(roles), rows, folded=True)
+    return make_table(name, title, caption, header, "ll" + "r" * len(roles), rows, folded=True)
 
 
 def _training(results: Results) -> Section:
@@ -699,7 +696,7 @@ def _training(results: Results) -> Section:
         [
             item["strategy"],
             str(item["seed"]),
-            item["direction"] if _varies(items, "direction") else "",
+            item["direction"] if varies(items, "direction") else "",
             f"{max(item['steps']):,}" if item["steps"] else "",
             *(_number("loss", _at(item["loss"], place)) for place in (0, -1)),
             *(_number(metric, _at(item["validation"], place)) for place in (0, -1)),
@@ -709,8 +706,8 @@ def _training(results: Results) -> Section:
     header = ["Strategy", "Seed", "Trained on", "Steps", "First loss", "Last loss"]
     header += [f"First validation {metric_words(metric)}", f"Last validation {metric_words(metric)}"]
     caption = "Loss per example, first and last recorded; validation on the train domains."
-    table = _table("training", "Training", caption, header, "lrlrrrrr", rows, folded=len(rows) > _LONG)
-    return _section("training", "Training", [], [table])
+    table = make_table("training", "Training", caption, header, "lrlrrrrr", rows, folded=len(rows) > LONG)
+    return make_section("training", "Training", [], [table])
 
 
 def _examples(results: Results) -> Section:
@@ -726,8 +723,8 @@ def _examples(results: Results) -> Section:
         for item in results.get("examples_shown") or ()
     ]
     header = ["Text", "Strategy", "Domain", "Reference", "Predicted", "Confidence"]
-    table = _table("examples", "Examples", "", header, "lllllr", rows, folded=len(rows) > _LONG)
-    return _section("examples", "Examples", [], [table])
+    table = make_table("examples", "Examples", "", header, "lllllr", rows, folded=len(rows) > LONG)
+    return make_section("examples", "Examples", [], [table])
 
 
 def _runs(results: Results) -> Section:
@@ -749,8 +746,8 @@ def _runs(results: Results) -> Section:
     header = ["Run", "Status", "Strategy", "Seed", "Trained on", "Target examples", "Last step", "Error"]
     finished = sum(run["status"] == "finished" for run in runs)
     text = f"{finished:,} of {len(runs):,} runs finished. The others are in no number of this report."
-    table = _table("runs", "Runs that did not finish", "", header, "lllrlrrl", rows)
-    return _section("runs", "Failed and missing runs", [text], [table])
+    table = make_table("runs", "Runs that did not finish", "", header, "lllrlrrl", rows)
+    return make_section("runs", "Failed and missing runs", [text], [table])
 
 
 # ---- data, selection, versions ---------------------------------------------------------------------------------
@@ -766,7 +763,7 @@ def _data_sheet(results: Results) -> Section:
         "Trained on": "one direction at a time" if several else _names(data["train_domains"]),
         "Predicts": _predicts(results),
         "Splits": data["rule"],
-        "Cut for length": f"{data['truncated']:,} examples",
+        LEFT_OUT if is_translation(results) else "Cut for length": f"{data['truncated']:,} examples",
         "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly; "
         f"for {leaks['across_domains']:,} of them the twin is in another domain",
         "Repeated inside train": f"{leaks['inside_train']:,}",
@@ -779,16 +776,18 @@ def _data_sheet(results: Results) -> Section:
     ]
     notes = [[note] for note in results.get("notes") or ()]
     tables = [
-        _facts("data", "Data", facts),
-        _table("test-domains", "Test examples", "", ["Domain", "Role", "Examples"], "llr", rows, len(rows) > _LONG),
-        _table("notes", "Notes on the data and the runs", "", ["Note"], "l", notes, len(notes) > _LONG),
+        make_facts("data", "Data", facts),
+        make_table("test-domains", "Test examples", "", ["Domain", "Role", "Examples"], "llr", rows, len(rows) > LONG),
+        make_table("notes", "Notes on the data and the runs", "", ["Note"], "l", notes, len(notes) > LONG),
     ]
-    return _section("data", "Data", [], tables)
+    return make_section("data", "Data", [], tables)
 
 
 def _predicts(results: Results) -> str:
     if results["problem"] == "regression":
         return "a number"
+    if is_translation(results):
+        return languages(results["config"])
     names = results.get("label_names") or ()
     return f"{_PROBLEMS.get(results['problem'], results['problem'])}, of {len(names):,}: {_names(names)}"
 
@@ -810,7 +809,7 @@ def _selection(results: Results) -> Section:
         "Newly initialised parameters": f"{len(checkpoint.get('newly_initialised') or ()):,}",
         "Seeds": ", ".join(str(seed) for seed in results["seeds"]),
     }
-    return _section("selection", "Selection and checkpoint", [], [_facts("selection", "Selection", facts)])
+    return make_section("selection", "Selection and checkpoint", [], [make_facts("selection", "Selection", facts)])
 
 
 def _versions(results: Results) -> Section:
@@ -822,56 +821,16 @@ def _versions(results: Results) -> Section:
         "Platform": environment.get("platform", "unknown"),
         **{name: version or "not installed" for name, version in environment["packages"].items()},
     }
-    return _section("versions", "Versions", [], [_facts("versions", "Versions", facts)])
+    return make_section("versions", "Versions", [], [make_facts("versions", "Versions", facts)])
 
 
 # ---- small pieces ----------------------------------------------------------------------------------------------
-
-
-def _section(name: str, title: str, paragraphs: Iterable[str], tables: Iterable[Table]) -> Section:
-    return Section(name, title, tuple(paragraphs), tuple(table for table in tables if table.rows))
-
-
-def _table(
-    name: str,
-    title: str,
-    caption: str,
-    header: Sequence[str],
-    alignment: str,
-    rows: Sequence[Sequence[Any]],
-    folded: bool = False,
-) -> Table:
-    """A table without the columns that are empty in every row; ``alignment`` is a letter per column, l or r."""
-    clean = [[one_line(str(cell)) if cell != "" else "" for cell in row] for row in rows]
-    kept = [place for place in range(len(header)) if any(row[place] for row in clean)]
-    sides: dict[str, Alignment] = {"l": "left", "r": "right"}
-    return Table(
-        name=_slug(name),
-        title=one_line(title),
-        caption=one_line(caption[0].upper() + caption[1:]) if caption else "",
-        header=tuple(one_line(str(header[place])) for place in kept),
-        rows=tuple(tuple(row[place] for place in kept) for row in clean),
-        alignment=tuple(sides[alignment[place]] for place in kept),
-        folded=folded,
-    )
-
-
-def _facts(name: str, title: str, facts: Mapping[str, Any]) -> Table:
-    return _table(name, title, "", ["What", "Value"], "ll", list(facts.items()))
-
-
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in name)
 
 
 def _by_strategy(results: Results, key: str) -> list[Item]:
     """What ``results`` holds under ``key``, strategies before controls."""
     order = {name: place for place, name in enumerate(ordered_strategies(results))}
     return sorted(results.get(key) or (), key=lambda item: order.get(item["strategy"], len(order)))
-
-
-def _varies(items: Iterable[Item], key: str) -> bool:
-    return len({item.get(key) for item in items}) > 1
 
 
 def _at(values: Any, *places: int) -> Any:
@@ -903,12 +862,3 @@ def _ratio(part: float, whole: float) -> str:
 def _names(names: Sequence[Any]) -> str:
     shown = ", ".join(one_line(str(name)) for name in names[:_NAMED])
     return shown + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
-
-
-def _percent(results: Results) -> str:
-    return f"{100 * results['confidence']:g}%"
-
-
-def _intervals(results: Results) -> str:
-    """``95% intervals (percentile bootstrap over examples, 10,000 resamples)``."""
-    return f"{_percent(results)} intervals ({one_line(results['interval'])}, {results['resamples']:,} resamples)"
