@@ -585,15 +585,15 @@ LEDGER_FACTS = ("difference", "low", "high", "p_value", "p_adjusted", "verdict")
 
 
 def with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with ``kept``: the in-domain gain as a share of the largest of the same direction; None without a gain."""
+    """Rows with ``kept``: the in-domain gain as a share of the largest one of the same direction that is no chance."""
     gains: dict[str, float] = {}
     for row in rows:
-        gain = (row["in_domain"] or {}).get("difference")
-        if gain is not None:
-            gains[row["direction"]] = max(gain, gains.get(row["direction"], 0.0))
+        found = row["in_domain"] or {}
+        if found.get("verdict") == "helps":
+            gains[row["direction"]] = max(found["difference"], gains.get(row["direction"], 0.0))
     for row in rows:
-        gain, best = (row["in_domain"] or {}).get("difference"), gains.get(row["direction"], 0.0)
-        row["kept"] = None if gain is None or best <= 0 else gain / best
+        gain, best = (row["in_domain"] or {}).get("difference"), gains.get(row["direction"])
+        row["kept"] = None if gain is None or best is None else gain / best
     return list(rows)
 
 

@@ -96,10 +96,17 @@ def _sample(rows: Dataset, seed: int) -> Dataset:
 
 
 def _whole_texts(rows: Dataset) -> list[str]:
-    """The texts, a pair as one string."""
-    if "text_pair" not in rows.column_names:
-        return list(rows["text"])
-    return [f"{text} {pair}" for text, pair in zip(rows["text"], rows["text_pair"], strict=True)]
+    """The texts, a pair of classification as one string; of a translation what is to be translated."""
+    first, second = _sides(rows)
+    if second is None:
+        return first
+    return [f"{text} {pair}" for text, pair in zip(first, second, strict=True)]
+
+
+def _sides(rows: Dataset) -> tuple[list[str], list[str] | None]:
+    if "source" in rows.column_names:
+        return list(rows["source"]), None
+    return list(rows["text"]), list(rows["text_pair"]) if "text_pair" in rows.column_names else None
 
 
 def _open_body(config: RunConfig, text: Text) -> Pretrained:
@@ -118,8 +125,7 @@ def _mean_pooled(config: RunConfig, pretrained: Pretrained, rows: Dataset) -> np
     body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     tokenizer = pretrained.tokenizer
     limit = longest_input(model, tokenizer, config.data.max_length)
-    pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
-    encoded = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=limit)
+    encoded = tokenizer(*_sides(rows), truncation=True, max_length=limit)
     lengths = [len(row) for row in encoded["input_ids"]]
     means: list[Any] = [None] * len(lengths)
     for chosen in sorted_batches(lengths, config.evaluate.tokens_per_batch):

@@ -173,8 +173,11 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             is_main=accelerator.is_main_process,
         ) as progress,
     ):
+        told = text.shared.setdefault("told", set())  # runs of a comparison share the text, and what is said of it
         for line in (*_describe(config, splits, labels, adapted), *text.table.notes, *splits.notes, *notes):
-            progress.note(line)
+            if line not in told:
+                progress.note(line)
+            told.add(line)
         trained = train(
             adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress
         )
