@@ -342,7 +342,7 @@ class TrainConfig:
     l2_sp: float = 0.0
     """Pull towards the pretrained weights after each step, decoupled as weight decay is: theta -= rate x this x (theta - start) (L2-SP, Li 2018); 0 is off."""
     r_drop: float = 0.0
-    """Weight of R-Drop (Liang 2021): each example goes through twice, and different dropout should change little; 0 is off, 5 is usual for translation, 1 for classification."""
+    """R-Drop (Liang 2021): each example goes through twice, and different dropout should change little. Loss: mean of both cross-entropies + this x mean of both KL divergences; the paper (equation 4) adds up the cross-entropies, so its 5 for translation is 2.5 here, its 1 for classification 0.5; 0 is off."""
     average_checkpoints: int = 0
     """Keep the mean of the weights at the last so many validations in place of one step's; 0 is off, 3 to 5 is usual in translation."""
     class_weights: Literal["none", "balanced"] = "none"
