@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_transfer.config import TASKS, RunConfig, check_config, defaults_of, from_flat, to_yaml
+from hf_transfer.config import TASKS, RunConfig, check_config, chosen_values, defaults_of, from_flat, to_yaml
 from hf_transfer.errors import InputError
 from hf_transfer.fields import fits, flatten, in_words, is_list, is_optional_text, kinds_of, nearest, options
 
@@ -113,6 +113,8 @@ def read_command_line(
     config = check_config(from_flat(values | read, record))
     if "--print_config" in switches:
         print(to_yaml(config), end="")
+        if chosen := chosen_values(config):  # as a comment: read back, a written rate would hold for every strategy
+            print(f"# null is chosen by task and strategy: {chosen}")
         raise SystemExit(0)
     return config
 

@@ -102,11 +102,13 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
 
 
 def _bring_best(resume_from: Path | None, checkpoints: Path) -> None:
-    """The best step so far lies beside the checkpoint; a run that continues it elsewhere needs it there."""
+    """What a run may end with lies beside the checkpoint: the best step so far, and the steps whose weights are
+    averaged; a run that continues it elsewhere needs them there."""
     if resume_from is None or resume_from.parent.resolve() == checkpoints.resolve():
         return
-    if (resume_from.parent / "best").is_dir():
-        shutil.copytree(resume_from.parent / "best", checkpoints / "best", dirs_exist_ok=True)
+    for name in ("best", "average"):
+        if (resume_from.parent / name).is_dir():
+            shutil.copytree(resume_from.parent / name, checkpoints / name, dirs_exist_ok=True)
 
 
 def _is_of_a_run(folder: Path) -> bool:

@@ -62,6 +62,7 @@ from hf_transfer.translation_run import (
     TranslationExtra,
     describe_translation,
     draw_validation,
+    no_vocabulary_left,
     proof_of_translation,
     quicker,
     with_datastore,
@@ -102,7 +103,8 @@ def run(config: RunConfig) -> RunResult:
     check_config(config)
     output_dir = check_output_dir(config)
     text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
-    adapted = adapt(config, text)
+    with no_vocabulary_left(config):
+        adapted = adapt(config, text)
     controls, not_applicable = score_controls(config, text, adapt)
     if adapted.results:  # on the main process
         results = compare_with_controls(adapted.results, controls, not_applicable, config)

@@ -65,8 +65,11 @@ def _read_parallel_text(
     general: Sequence[str] = ()
     if data.general_source is not None:
         only = replace(data, source=data.general_source, train_domains=(), test_domains=(), general_source=None)
-        other, other_problems = read_rows(replace(only, general_share=None), task)
-        problems += [f"--data.general_source: {problem}" for problem in other_problems]
+        try:
+            other, other_problems = read_rows(replace(only, general_share=None), task)
+        except InputError as error:
+            raise InputError([*problems, *map(_of_general_source, error.problems)]) from None
+        problems += map(_of_general_source, other_problems)
         own = tuple(dict.fromkeys(table.rows["domain"]))
         general = tuple(dict.fromkeys(other.rows["domain"]))
         shared = sorted(set(own) & set(general))
@@ -87,6 +90,14 @@ def _read_parallel_text(
     if problems:
         raise InputError(problems)
     return table, splits, task.read_labels(splits, data, train)
+
+
+def _of_general_source(problem: str) -> str:
+    """What is wrong with general text, under the name of its own flag."""
+    flag = "--data.source "
+    if problem.startswith(flag):
+        return f"--data.general_source {problem.removeprefix(flag)}"
+    return f"--data.general_source: {problem}"
 
 
 def _joined(table: DomainTable, other: DomainTable) -> DomainTable:

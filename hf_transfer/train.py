@@ -369,7 +369,8 @@ def _my_batches(
 ) -> list[tuple[Batch, bool]]:
     """This process's micro-batches of a window, each with whether it counts (see ``learn_window``)."""
     shares = share_window(lengths, accelerator.num_processes)
-    cuts = [cut_window(lengths[share], config.tokens_per_micro_batch) for share in shares]
+    budget = config.tokens_per_micro_batch // (2 if config.r_drop else 1)  # R-Drop's batches hold each example twice
+    cuts = [cut_window(lengths[share], budget) for share in shares]
     share = shares[accelerator.process_index]
     columns = rows[window[share]]  # one read for the window
     batches = [

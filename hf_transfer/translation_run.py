@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from datasets import Dataset
 from hf_transfer.adapt import Adapted
 from hf_transfer.batching import sorted_batches
 from hf_transfer.config import ModelConfig, RunConfig
+from hf_transfer.errors import InputError
 from hf_transfer.interpolation import TradeOff
 from hf_transfer.knn import Datastore, KnnChoice, knn_logits
 from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text
@@ -72,6 +75,25 @@ def with_vocabulary(config: RunConfig, text: Text) -> ModelConfig:
         seed=config.seed,
     )
     return dataclasses.replace(config.model, checkpoint=f"scratch:{folder}")
+
+
+@contextmanager
+def no_vocabulary_left(config: RunConfig) -> Iterator[None]:
+    """Take a vocabulary away again that ``with_vocabulary`` has written for a run that is then refused.
+
+    Only what this run has made goes: the vocabulary, and folders on the way to it that are then empty.
+    """
+    folder = Path(config.output_dir) / "vocabulary"
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        yield
+    except InputError:
+        if folder in made and not (folder.parent / "config.yaml").exists():  # else the run had begun
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in made[1:]:
+                with suppress(OSError):  # another process was quicker, or there is more in it
+                    path.rmdir()
+        raise
 
 
 def draw_validation(rows: Dataset, labels: LabelSpace, config: RunConfig) -> Dataset:

@@ -123,7 +123,7 @@ def test_polar_words_of_one_domain_mean_the_opposite_in_another(rows, word):
 @pytest.fixture(scope="module")
 def phrases() -> list[dict]:
     # The files as they lie there, so that these tests say nothing about any reader.
-    files = sorted(find_bundled("phrases").folder.iterdir())
+    files = sorted(find_bundled("phrases", "translation").folder.iterdir())
     assert [file.name for file in files] == [f"{domain}.jsonl" for domain in PHRASE_DOMAINS]
     lines = [(file.stem, line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [{**json.loads(line), "domain": domain} for domain, line in lines]
@@ -134,9 +134,9 @@ def jaccard(first: set[str], second: set[str]) -> float:
 
 
 def test_phrases_recommend_the_kitchen_for_training_and_leave_the_workshop_to_show_the_shift():
-    assert find_bundled("phrases").default_train_domains == ("kitchen",)
+    assert find_bundled("phrases", "translation").default_train_domains == ("kitchen",)
     with pytest.raises(InputError, match=r"bundled:phrase is not known.*bundled:reviews, bundled:phrases"):
-        find_bundled("phrase")
+        find_bundled("phrase", "translation")
 
 
 def test_each_domain_of_the_phrases_has_two_hundred_pairs_in_three_splits(phrases):

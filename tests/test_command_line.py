@@ -6,11 +6,13 @@ import io
 import re
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_config import NAMES, sentences
 
 from hf_transfer import command_line
+from hf_transfer import config as config_module
 from hf_transfer.command_line import RENAMED, load_config, read_command_line
 from hf_transfer.config import (
     AdaptConfig,
@@ -429,6 +431,116 @@ def test_a_printed_comparison_reads_back_to_the_same_config(tmp_path, capsys):
     )
     assert compare_with("--config", write(tmp_path, capsys.readouterr().out)) == wanted
     assert compare_with(*words) == wanted
+
+
+def printed(capsys, command, *words: str) -> tuple[dict, str]:
+    """What --print_config says: the settings, flat, and the comment below them."""
+    with pytest.raises(SystemExit) as stop:
+        command("--print_config", *words)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    nested = yaml.safe_load(text)
+    flat = {
+        f"{section}.{name}" if isinstance(value, dict) else section: item
+        for section, value in nested.items()
+        for name, item in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+    return flat, text.splitlines()[-1]
+
+
+def test_a_printed_run_of_translation_shows_the_defaults_of_the_task_and_those_of_the_strategy(capsys, tmp_path):
+    flat, comment = printed(capsys, read, "--task=translation")
+    differing = {name for name, value in flat.items() if value != printed(capsys, read)[0][name]}
+    assert {name: flat[name] for name in differing} == {
+        "task": "translation",
+        "data.source": "bundled:phrases",
+        "data.source_lang": "en",
+        "data.target_lang": "de",
+        "data.max_length": 128,
+        "model.checkpoint": "scratch:marian-tiny",
+        "train.epochs": 10.0,
+        "train.window_size": 32,
+        "output_dir": "runs/translation",
+    }
+    chosen = "# null is chosen by task and strategy: "
+    assert comment == f"{chosen}train.learning_rate 0.002 (full); train.label_smoothing 0.1"
+    words = ["--task=translation", "--model.checkpoint=some/model", "--adapt.strategy=lora"]
+    assert printed(capsys, read, *words)[1] == f"{chosen}train.learning_rate 0.001 (lora); train.label_smoothing 0.1"
+    words += ["--train.learning_rate=1e-5", "--train.label_smoothing=0"]
+    flat, comment = printed(capsys, read, *words)
+    assert (flat["train.learning_rate"], flat["train.label_smoothing"]) == (1e-5, 0.0)
+    assert not comment.startswith("#")
+
+
+def test_a_printed_run_of_classification_shows_the_rates_of_its_strategy(capsys):
+    chosen = "# null is chosen by task and strategy: "
+    rest = "train.label_smoothing 0"
+    for strategy, rate, head in (
+        ("full", "5e-05", "0.0005"),
+        ("freeze", "0.0001", "0.001"),
+        ("probe", "0.002", "0.002"),
+    ):
+        comment = printed(capsys, read, f"--adapt.strategy={strategy}")[1]
+        rates = f"train.learning_rate {rate} ({strategy}); train.head_learning_rate {head} ({strategy})"
+        assert comment == f"{chosen}{rates}; {rest}"
+    comment = printed(capsys, read, "--train.learning_rate=1e-4")[1]
+    assert comment == f"{chosen}train.head_learning_rate 0.001 (full); {rest}"
+
+
+def test_a_printed_comparison_shows_the_rate_of_each_strategy(capsys, tmp_path):
+    words = ["--task=translation", "--model.checkpoint=some/model", "--learning_rates=lora=5e-4"]
+    flat, comment = printed(capsys, compare_with, *words)
+    assert flat["strategies"] == ["freeze", "lora", "full", "interpolated"]
+    assert (flat["controls"], flat["output_dir"]) == (["before", "scratch"], "runs/compare")
+    rates = "0.0003 (freeze), 0.0002 (full), 0.0002 (interpolated), 0.002 (scratch)"
+    assert comment == f"# null is chosen by task and strategy: train.learning_rate {rates}; train.label_smoothing 0.1"
+    comment = printed(capsys, compare_with, "--strategies=full", "--controls=scratch")[1]
+    assert "train.learning_rate 5e-05 (full), 0.0003 (scratch); " in comment
+    assert "train.head_learning_rate 0.0005 (full), 0.0003 (scratch); " in comment
+    assert compare_with("--config", write(tmp_path, "# a comment\n")) == compare_with()
+
+
+@pytest.mark.parametrize(
+    ("task", "word", "says"),
+    [
+        ("translation", "--data.text_column=body", "--data.text_column does nothing in translation: leave it out."),
+        ("translation", "--data.label_names=a,b", "--data.label_names does nothing in translation"),
+        ("translation", "--adapt.head_first", "--adapt.head_first does nothing in translation"),
+        ("translation", "--train.head_learning_rate=1e-3", "--train.head_learning_rate does nothing in translation"),
+        ("translation", "--adapt.strategy=probe", "--adapt.strategy names 'probe', which is not known in translation"),
+        ("translation", "--evaluate.controls=tfidf", "--evaluate.controls names 'tfidf', which is not known in tran"),
+        ("classification", "--data.source_lang=en", "--data.source_lang does nothing in classification: leave it out."),
+        ("classification", "--data.target_column=de", "--data.target_column does nothing in classification"),
+        ("classification", "--data.general_source=x", "--data.general_source does nothing in classification"),
+        ("classification", "--evaluate.beams=5", "--evaluate.beams does nothing in classification"),
+        ("classification", "--model.vocabulary_size=99", "--model.vocabulary_size does nothing in classification"),
+        ("classification", "--adapt.knn_neighbours=8", "--adapt.knn_neighbours does nothing in classification"),
+        (
+            "classification",
+            "--adapt.strategy=knn",
+            "--adapt.strategy names 'knn', which is not known in classification",
+        ),
+    ],
+)
+def test_settings_of_the_other_task_are_refused_by_run_and_comparison(task, word, says):
+    checkpoint = "--model.checkpoint=some/model"
+    (problem,) = refused(f"--task={task}", checkpoint, word)
+    assert problem.startswith(says)
+    if not word.startswith(("--adapt.strategy", "--evaluate.controls")):
+        (problem,) = refused_to_compare(f"--task={task}", checkpoint, word)
+        assert problem.startswith(says)
+
+
+def test_every_setting_is_of_one_task_or_of_both():
+    of_translation, of_classification = set(config_module._OF_TRANSLATION), set(config_module._OF_CLASSIFICATION)
+    assert not of_translation & of_classification
+    assert of_translation | of_classification <= set(NAMES)
+    assert {name for name, text in sentences().items() if text.startswith("Translation: ")} <= {
+        f"{record}.{name.split('.')[1]}"
+        for record, section in (("DataConfig", "data"), ("EvaluateConfig", "evaluate"))
+        for name in of_translation
+        if name.startswith(f"{section}.")
+    }
 
 
 def test_a_config_with_awkward_values_reads_back_to_the_same_config(tmp_path):

@@ -19,7 +19,9 @@ from hf_transfer.config import (
     RunConfig,
     TrainConfig,
     check_config,
+    defaults_of,
     freeze_problems,
+    from_flat,
 )
 from hf_transfer.errors import InputError
 from hf_transfer.fields import flatten
@@ -375,3 +377,48 @@ def test_a_given_learning_rate_holds_and_the_head_follows_it_unless_given_as_wel
     assert TrainConfig(learning_rate=1e-5).head_rate("full") == pytest.approx(1e-4)
     assert TrainConfig(learning_rate=1e-5).head_rate("lora") == 1e-5
     assert TrainConfig(learning_rate=1e-5, head_learning_rate=3e-3).head_rate("full") == 3e-3
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rate"),
+    [("full", 2e-4), ("freeze", 3e-4), ("lora", 1e-3), ("mixed", 2e-4), ("interpolated", 2e-4), ("knn", 2e-4)],
+)
+def test_a_settled_run_of_translation_has_its_rate_and_smoothing(strategy, rate):
+    settled = TrainConfig(epochs=2).settled("translation", strategy, from_scratch=False)
+    assert settled == TrainConfig(epochs=2, learning_rate=rate, label_smoothing=0.1)
+    assert settled.body_learning_rate(strategy) == rate
+    given = TrainConfig(learning_rate=1e-5, label_smoothing=0.0)
+    assert given.settled("translation", strategy, from_scratch=False) == given
+    assert given.settled("translation", strategy, from_scratch=True) == given
+    scratch = TrainConfig().settled("translation", strategy, from_scratch=True)
+    assert (scratch.learning_rate, scratch.label_smoothing) == (2e-3, 0.1)
+
+
+def test_a_settled_run_of_classification_leaves_the_rates_to_body_and_head():
+    settled = TrainConfig().settled("classification", "lora", from_scratch=False)
+    assert settled == TrainConfig(label_smoothing=0.0)
+    assert (settled.body_learning_rate("lora"), settled.head_rate("lora")) == (5e-4, 5e-4)
+
+
+def test_every_task_has_defaults_rates_and_controls_for_all_that_it_knows():
+    assert set(config_module.STRATEGIES_OF) == set(config_module.TASKS) == set(config_module.TASK_DEFAULTS)
+    for task, strategies in config_module.STRATEGIES_OF.items():
+        assert set(config_module.RATES[task]) == set(strategies)
+        for record in (RunConfig, CompareConfig):
+            names = {**flatten(record()), "task": task}
+            defaults = defaults_of(task, record)
+            assert set(defaults) <= set(names)
+            problems = from_flat({**names, **defaults}, record).problems()
+            assert (problems == []) == (task == "classification" or record is RunConfig)
+    assert [problem.split(" is random")[0].split(" starts from")[0] for problem in problems] == [
+        "--controls scratch compares with random weights, and scratch:marian-tiny",
+        "--strategies lora adapts a pretrained body, and scratch:marian-tiny",
+    ], "a comparison of translation asks for a checkpoint"
+
+
+def test_the_defaults_of_a_comparison_keep_its_own_folder():
+    assert defaults_of("translation", RunConfig)["output_dir"] == "runs/translation"
+    compare = defaults_of("translation", CompareConfig)
+    assert "output_dir" not in compare and compare["strategies"] == ("freeze", "lora", "full", "interpolated")
+    assert compare["data.source"] == "bundled:phrases"
+    assert defaults_of("classification", RunConfig) == defaults_of("classification", CompareConfig) == {}

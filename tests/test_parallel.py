@@ -305,7 +305,7 @@ def test_regional_suffixes_match_and_the_very_code_goes_first(tmp_path):
 def test_bundled_pairs_come_with_domains_and_a_recommendation(tmp_path, monkeypatch):
     for domain in ("kitchen", "workshop"):
         write(tmp_path / f"{domain}.jsonl", PAIRS, split="train")
-    monkeypatch.setitem(bundled.BUNDLED, "tiny", bundled.Bundled(tmp_path, ("kitchen",)))
+    monkeypatch.setitem(bundled.BUNDLED, "tiny", bundled.Bundled(tmp_path, ("kitchen",), "translation"))
     table = load("bundled:tiny", **EN_DE)
     assert table.name == "bundled:tiny" and table.default_train_domains == ("kitchen",)
     assert set(column(table, "domain")) == {"kitchen", "workshop"} and set(column(table, "split")) == {"train"}

@@ -46,7 +46,7 @@ def read_source(data: DataConfig) -> DomainTable:
         from hf_transfer.sources.bundled import find_bundled
         from hf_transfer.sources.files import load_files
 
-        bundled = find_bundled(data.source.removeprefix("bundled:"))
+        bundled = find_bundled(data.source.removeprefix("bundled:"), "classification")
         table = load_files(bundled.folder, data)
         return replace(table, name=data.source, default_train_domains=bundled.default_train_domains)
     from hf_transfer.sources.hub import load_hub, may_be_hub_id

@@ -269,7 +269,14 @@ def take_fields(table: pa.Table, columns: Iterable[str]) -> pa.Table:
 
 def missing_columns(parts: Sequence[Part], data: DataConfig, fields: Sequence[str] = LABELLED_FIELDS) -> list[str]:
     """One problem for each configured column and each set of columns that lacks it, naming the files."""
+    wanted = [column for field in fields if (column := getattr(data, field)) is not None]
+    empty = [part.place for part in parts if not part.columns and not part.table.num_rows]
+    parts = [part for part in parts if part.place not in empty]
     problems = []
+    if empty and wanted:
+        is_are = "is" if len(empty) == 1 else "are"
+        columns = " and ".join(map(repr, wanted))
+        problems.append(f"{shown(empty)} {is_are} empty: expected rows with {columns}.")
     for field in fields:
         column = getattr(data, field)
         lacking: dict[tuple[str, ...], list[str]] = {}

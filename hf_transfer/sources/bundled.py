@@ -21,23 +21,31 @@ class Bundled:
     and its translation) for translation."""
     default_train_domains: tuple[str, ...]
     """What to train on where the user names nothing; the other domains show the shift."""
+    task: str = "classification"
 
 
 FOLDER = Path(__file__).parent / "bundled"
 BUNDLED = {
     "reviews": Bundled(FOLDER / "reviews", default_train_domains=("books", "kitchen")),
-    "phrases": Bundled(FOLDER / "phrases", default_train_domains=("kitchen",)),
+    "phrases": Bundled(FOLDER / "phrases", default_train_domains=("kitchen",), task="translation"),
 }
 """``reviews`` are for classification; ``phrases`` are English sentences with their German translation."""
 
 
-def find_bundled(name: str) -> Bundled:
+def find_bundled(name: str, task: str) -> Bundled:
     """The data set ``bundled:NAME``.
 
     Raises:
-        InputError: there is no such name.
+        InputError: there is no such name, or it is for another task than ``task``.
     """
     if name not in BUNDLED:
         known = ", ".join(f"bundled:{item}" for item in BUNDLED)
         raise InputError(f"--data.source bundled:{name} is not known.{closest(name, BUNDLED)} There is {known}.")
-    return BUNDLED[name]
+    found = BUNDLED[name]
+    if found.task != task:
+        fitting = " or ".join(f"bundled:{item}" for item, other in BUNDLED.items() if other.task == task)
+        raise InputError(
+            f"--data.source bundled:{name} is for {found.task}, and this is {task}: use {fitting}, or --task "
+            f"{found.task}."
+        )
+    return found

@@ -100,7 +100,7 @@ def read_pairs(data: DataConfig) -> DomainTable:
     if data.source.startswith("bundled:"):
         from hf_transfer.sources.bundled import find_bundled
 
-        bundled = find_bundled(data.source.removeprefix("bundled:"))
+        bundled = find_bundled(data.source.removeprefix("bundled:"), "translation")
         table = _read_folder(bundled.folder, data)
         return replace(table, name=data.source, default_train_domains=bundled.default_train_domains)
     path = Path(data.source).expanduser()
@@ -430,7 +430,9 @@ def _column_problems(sides: Sequence[Sides], data: DataConfig) -> list[str]:
         for part in lacking
         if part not in flat
     ]
-    return problems + missing_columns([item.part for item in sides], data, OTHER_FIELDS)
+    empty = [part for part in flat if not part.columns]  # of these it has been said
+    others = [item.part for item in sides if item.part not in empty]
+    return problems + missing_columns(others, data, OTHER_FIELDS)
 
 
 def _assemble(sides: Sequence[Sides], name: str, data: DataConfig, notes: Sequence[str] = ()) -> DomainTable:

@@ -144,8 +144,8 @@ class Classification:
         """Cross-entropy, binary cross-entropy or squared error in fp32, summed over the targets.
 
         With ``r_drop`` the batch holds every example twice (``twice``): the loss is the mean of the two passes and
-        ``r_drop`` / 2 times both Kullback-Leibler divergences between their predictions (Liang 2021, equation 4, over
-        2).
+        ``r_drop`` times the mean of both Kullback-Leibler divergences between their predictions (Liang 2021, equation
+        4, which adds up the passes: half of it, with alpha = 2 ``r_drop``).
 
         ``outputs.logits``: [batch, classes], [batch, 1] for regression. Class weights multiply each example's loss
         and do not change the count, so that the balanced sum has the size of the plain one.

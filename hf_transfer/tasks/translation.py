@@ -198,7 +198,7 @@ class Translation:
         """Label-smoothed cross-entropy, summed over the target pieces; padding never meets the vocabulary.
 
         ``outputs.logits`` holds decoder states [batch, target length, d] (output_layer.py). With ``r_drop`` the batch
-        holds every example twice (Liang 2021, equation 4 over 2).
+        holds every example twice: half of Liang 2021, equation 4, with alpha = 2 ``r_drop``.
         """
         from hf_transfer.cross_entropy import r_drop_sum, smoothed_cross_entropy_sum
 
