@@ -4,9 +4,9 @@
 
 `hf-transfer compare --task translation` with the settings below, for each domain in turn: full, freeze, lora, mixed
 (with the news and everyday sentences that the checkpoint learnt from), interpolated and knn against `before` and
-`scratch`, scored on seven OPUS domains and on general text that the checkpoint has not seen. It goes on where it was
-stopped. What is kept in ``benchmarks/results/translation_DOMAIN`` is the report and its results.json, which hold numbers
-and no sentence; prints one JSON line for each.
+`scratch`, scored on seven OPUS domains and on general text. It goes on where it was stopped. What is kept in
+``benchmarks/results/translation_DOMAIN`` is the report and its results.json, which hold numbers and no sentence; prints
+one JSON line for each.
 """
 
 import argparse
@@ -66,10 +66,10 @@ def main() -> None:
 
 
 def prepare(data: Path, folder: Path) -> tuple[Path, Path]:
-    """The OPUS domains with fewer test pairs, and general text: news and everyday sentences with test parts of their own.
+    """The OPUS domains with fewer test pairs, and general text: news and everyday sentences with their own test parts.
 
-    newstest2019 is general test text as it comes; the everyday test sentences are the last ones of their file, which the
-    checkpoint may have seen, so that they tell of forgetting and not of quality.
+    The checkpoint has not seen newstest2019. It may have seen the everyday test sentences, which therefore tell of
+    forgetting and not of quality.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -99,7 +99,9 @@ def prepare(data: Path, folder: Path) -> tuple[Path, Path]:
 def named(rows: pa.Table, domain: str, split: str) -> pa.Table:
     """Source and target with a domain and a split."""
     texts = [pc.cast(rows[side], pa.string()) for side in ("source", "target")]
-    return pa.table({"source": texts[0], "target": texts[1], "domain": [domain] * len(rows), "split": [split] * len(rows)})
+    return pa.table(
+        {"source": texts[0], "target": texts[1], "domain": [domain] * len(rows), "split": [split] * len(rows)}
+    )
 
 
 if __name__ == "__main__":

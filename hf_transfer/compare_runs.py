@@ -261,7 +261,7 @@ def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) ->
     if not setting.with_source and train.max_steps is None:
         source_count = len(_source_text(config, texts).splits.train)
         windows = window_count(source_count + setting.target_examples, train.window_size)
-        train = dataclasses.replace(train, max_steps=max(1, math.ceil(train.epochs * windows)))
+        train = dataclasses.replace(train, max_steps=max(1, math.ceil(train.passes * windows)))
     return train
 
 

@@ -37,6 +37,9 @@ RATES = {
 SCRATCH_RATES = {"classification": 3e-4, "translation": 2e-3}
 """Of random weights: at a rate made to spare pretrained ones they would stand still. For translation, 2e-3 served
 marian-small better than 1e-3 on Multi30k."""
+EPOCHS = 3.0
+SCRATCH_EPOCHS = 40.0
+"""Passes over train, where none are given; random weights that learn to translate are far from done after three."""
 LABEL_SMOOTHING = {"classification": 0.0, "translation": 0.1}
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "classification": {},
@@ -46,7 +49,6 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "data.target_lang": "de",
         "data.max_length": 128,
         "model.checkpoint": "scratch:marian-tiny",
-        "train.epochs": 10.0,
         "train.window_size": 32,
         "output_dir": "runs/translation",
     },
@@ -306,8 +308,8 @@ class AdaptConfig:
 class TrainConfig:
     """The loop."""
 
-    epochs: float = 3.0
-    """Passes over train; fractions are allowed."""
+    epochs: float | None = None
+    """Passes over train, fractions are allowed; by default 3, and 40 of a translation model of random weights."""
     max_steps: int | None = None
     """Optimizer steps, in place of epochs."""
     learning_rate: float | None = None
@@ -379,7 +381,7 @@ class TrainConfig:
                 "average_checkpoints": 0,
             },
         )
-        if not 0 < self.epochs < math.inf:
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
             found.append(f"--train.epochs must be over 0 and finite, found {self.epochs}: try 3.")
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             found.append(f"--train.max_seconds must be over 0 and finite, found {self.max_seconds}: try 60.")
@@ -403,12 +405,20 @@ class TrainConfig:
         return found
 
     def settled(self, task: str, strategy: str, from_scratch: bool) -> TrainConfig:
-        """With the task's own label smoothing and, for translation, which has no head, its rates filled in."""
+        """With passes, the task's own label smoothing and, for translation, which has no head, its rates filled in."""
+        epochs = self.epochs
+        if epochs is None:
+            epochs = SCRATCH_EPOCHS if from_scratch and task == "translation" else EPOCHS
         smoothing = LABEL_SMOOTHING[task] if self.label_smoothing is None else self.label_smoothing
         rate = self.learning_rate
         if task == "translation" and rate is None:
             rate = SCRATCH_RATES[task] if from_scratch else RATES[task][strategy]
-        return dataclasses.replace(self, label_smoothing=smoothing, learning_rate=rate)
+        return dataclasses.replace(self, epochs=epochs, label_smoothing=smoothing, learning_rate=rate)
+
+    @property
+    def passes(self) -> float:
+        """``epochs``, or what they are of pretrained weights."""
+        return EPOCHS if self.epochs is None else self.epochs
 
     def body_learning_rate(self, strategy: str) -> float:
         """Peak rate of the body under ``strategy``, for a body with a new head."""
@@ -677,7 +687,7 @@ def check_config(config: Config) -> Config:
 
 
 def chosen_values(config: RunConfig) -> str:
-    """What null stands for in rates and label smoothing, which go by task and strategy; "" where all are given."""
+    """What null stands for in passes, rates and label smoothing, which go by task and strategy; "" where all are given."""
     names = [config.adapt.strategy]
     if isinstance(config, CompareConfig):
         names = [*config.strategies, *(name for name in config.controls if name == "scratch")]
@@ -694,6 +704,9 @@ def chosen_values(config: RunConfig) -> str:
         rates += [f"{rate:g} ({name})"] if given is None else []
         head_rates += [f"{head_rate:g} ({name})"] if config.task == "classification" else []
     chosen = []
+    if config.train.epochs is None and config.train.max_steps is None:
+        train = config.train.settled(config.task, "full", config.model.checkpoint.startswith("scratch:"))
+        chosen.append(f"train.epochs {train.epochs:g}")
     if rates:
         chosen.append(f"train.learning_rate {', '.join(rates)}")
     if head_rates and config.train.head_learning_rate is None:

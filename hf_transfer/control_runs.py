@@ -132,8 +132,8 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
 
 
 def scratch_config(config: RunConfig) -> RunConfig:
-    """``config`` with random weights in place of pretrained ones, all of which learn."""
-    train = config.train
+    """``config`` with random weights in place of pretrained ones, all of which learn, for as many passes."""
+    train = dataclasses.replace(config.train, epochs=config.train.passes)
     if train.learning_rate is None:
         rate = SCRATCH_RATES[config.task]
         head_rate = rate if config.task == "classification" else None

@@ -7,6 +7,7 @@ is ``hf_transfer.json``, which remembers what neither of them stores with an ada
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,9 @@ def _put_adapter(folder: Path, base: Pretrained) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return PeftModel.from_pretrained(base.model, folder)
+        with warnings.catch_warnings():  # PEFT asks for it by a name that transformers has given up
+            warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
+            return PeftModel.from_pretrained(base.model, folder)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # torch says RuntimeError for wrong shapes
         raise InputError(f"{folder} is damaged or not an adapter of {base.checkpoint_id} ({error}).") from None
 

@@ -113,7 +113,7 @@ def plan_stages(stages: Sequence[Stage], examples: int, train: TrainConfig) -> t
     """Lay the stages end to end. Stages with their own schedule come on top of what ``train`` asks for; among the
     others, those that name their epochs take them from ``epochs`` or ``max_steps``, and the last one has the rest."""
     per_epoch = window_count(examples, train.window_size)
-    total = train.max_steps or max(1, math.ceil(train.epochs * per_epoch))
+    total = train.max_steps or max(1, math.ceil(train.passes * per_epoch))
     plans: list[StagePlan] = []
     step = left = 0
     for stage in stages:

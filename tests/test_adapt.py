@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from hf_transfer.adapt.freeze import layer_list
 from hf_transfer.adapt.lora import _is_attention, find_targets, save_adapter
 from hf_transfer.config import AdaptConfig, ModelConfig, freeze_problems
 from hf_transfer.errors import InputError
+from hf_transfer.loading import _put_adapter
 from hf_transfer.pretrained import align_labels, find_checkpoint
 from hf_transfer.records import LabelSpace, Pretrained
 
@@ -385,6 +387,15 @@ def test_lora_targets_are_found_in_every_family_and_none_lies_in_the_head(folder
 )
 def test_attention_projections_are_known_by_name_in_families_beyond_those_made_here(name, attends):
     assert _is_attention(name) == attends
+
+
+def test_lora_is_put_on_and_read_back_without_a_warning(folders, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrained = copy_of(folders["bert"])
+        adapted = apply_strategy(pretrained, AdaptConfig(strategy="lora"))
+        save_adapter(tmp_path, adapted.model, adapted.initial_update, str(folders["bert"]), None)
+        _put_adapter(tmp_path, copy_of(folders["bert"]))
 
 
 def test_lora_targets_may_be_named(folders):

@@ -312,7 +312,7 @@ def test_unreadable_values_are_reported_together_with_what_was_expected(tmp_path
         "--model.checkpoint is unreadable: expected text, found '[\"a\"]'." + ending,
         "--data.max_length is unreadable: expected a whole number, found '1.5'." + ending,
         "--train.max_steps is unreadable: expected a whole number or null, found '3.5'." + ending,
-        "--train.epochs is unreadable: expected a number, found 'many'." + ending,
+        "--train.epochs is unreadable: expected a number or null, found 'many'." + ending,
         "--overwrite is unreadable: expected true or false, found 'maybe'." + ending,
         "--adapt.strategy is unreadable: expected one of probe, freeze, lora, full, mixed, interpolated, knn, "
         "found 'ful'. Did you mean full?" + ending,
@@ -371,7 +371,7 @@ def test_problems_of_flags_file_and_values_are_reported_together(tmp_path):
         "--seed needs a value: a whole number.",
         f"{file}: `sed` is not a setting",
         f"{file}: `train.rate` is not a setting",
-        "--train.epochs is unreadable: expected a number, found 'many'.",
+        "--train.epochs is unreadable: expected a number or null, found 'many'.",
         "--seeds is unreadable: expected a list of whole numbers",
         "--keep_models is unreadable: expected one of first_seed, all, none, found 'some'.",
         "--budget.examples is unreadable: expected a whole number or null, found 'few'.",
@@ -458,15 +458,15 @@ def test_a_printed_run_of_translation_shows_the_defaults_of_the_task_and_those_o
         "data.target_lang": "de",
         "data.max_length": 128,
         "model.checkpoint": "scratch:marian-tiny",
-        "train.epochs": 10.0,
         "train.window_size": 32,
         "output_dir": "runs/translation",
     }
     chosen = "# null is chosen by task and strategy: "
-    assert comment == f"{chosen}train.learning_rate 0.002 (full); train.label_smoothing 0.1"
+    assert comment == f"{chosen}train.epochs 40; train.learning_rate 0.002 (full); train.label_smoothing 0.1"
     words = ["--task=translation", "--model.checkpoint=some/model", "--adapt.strategy=lora"]
-    assert printed(capsys, read, *words)[1] == f"{chosen}train.learning_rate 0.001 (lora); train.label_smoothing 0.1"
-    words += ["--train.learning_rate=1e-5", "--train.label_smoothing=0"]
+    rates = "train.epochs 3; train.learning_rate 0.001 (lora)"
+    assert printed(capsys, read, *words)[1] == f"{chosen}{rates}; train.label_smoothing 0.1"
+    words += ["--train.epochs=2", "--train.learning_rate=1e-5", "--train.label_smoothing=0"]
     flat, comment = printed(capsys, read, *words)
     assert (flat["train.learning_rate"], flat["train.label_smoothing"]) == (1e-5, 0.0)
     assert not comment.startswith("#")
@@ -481,10 +481,10 @@ def test_a_printed_run_of_classification_shows_the_rates_of_its_strategy(capsys)
         ("probe", "0.002", "0.002"),
     ):
         comment = printed(capsys, read, f"--adapt.strategy={strategy}")[1]
-        rates = f"train.learning_rate {rate} ({strategy}); train.head_learning_rate {head} ({strategy})"
+        rates = f"train.epochs 3; train.learning_rate {rate} ({strategy}); train.head_learning_rate {head} ({strategy})"
         assert comment == f"{chosen}{rates}; {rest}"
     comment = printed(capsys, read, "--train.learning_rate=1e-4")[1]
-    assert comment == f"{chosen}train.head_learning_rate 0.001 (full); {rest}"
+    assert comment == f"{chosen}train.epochs 3; train.head_learning_rate 0.001 (full); {rest}"
 
 
 def test_a_printed_comparison_shows_the_rate_of_each_strategy(capsys, tmp_path):
@@ -493,7 +493,8 @@ def test_a_printed_comparison_shows_the_rate_of_each_strategy(capsys, tmp_path):
     assert flat["strategies"] == ["freeze", "lora", "full", "interpolated"]
     assert (flat["controls"], flat["output_dir"]) == (["before", "scratch"], "runs/compare")
     rates = "0.0003 (freeze), 0.0002 (full), 0.0002 (interpolated), 0.002 (scratch)"
-    assert comment == f"# null is chosen by task and strategy: train.learning_rate {rates}; train.label_smoothing 0.1"
+    rates = f"train.epochs 3; train.learning_rate {rates}"
+    assert comment == f"# null is chosen by task and strategy: {rates}; train.label_smoothing 0.1"
     comment = printed(capsys, compare_with, "--strategies=full", "--controls=scratch")[1]
     assert "train.learning_rate 5e-05 (full), 0.0003 (scratch); " in comment
     assert "train.head_learning_rate 0.0005 (full), 0.0003 (scratch); " in comment

@@ -387,16 +387,17 @@ def test_a_settled_run_of_translation_has_its_rate_and_smoothing(strategy, rate)
     settled = TrainConfig(epochs=2).settled("translation", strategy, from_scratch=False)
     assert settled == TrainConfig(epochs=2, learning_rate=rate, label_smoothing=0.1)
     assert settled.body_learning_rate(strategy) == rate
-    given = TrainConfig(learning_rate=1e-5, label_smoothing=0.0)
+    given = TrainConfig(epochs=5, learning_rate=1e-5, label_smoothing=0.0)
     assert given.settled("translation", strategy, from_scratch=False) == given
     assert given.settled("translation", strategy, from_scratch=True) == given
     scratch = TrainConfig().settled("translation", strategy, from_scratch=True)
-    assert (scratch.learning_rate, scratch.label_smoothing) == (2e-3, 0.1)
+    assert (scratch.epochs, scratch.learning_rate, scratch.label_smoothing) == (40, 2e-3, 0.1)
 
 
 def test_a_settled_run_of_classification_leaves_the_rates_to_body_and_head():
     settled = TrainConfig().settled("classification", "lora", from_scratch=False)
-    assert settled == TrainConfig(label_smoothing=0.0)
+    assert TrainConfig().settled("classification", "lora", from_scratch=True) == settled, "its bodies learn as fast"
+    assert settled == TrainConfig(epochs=3.0, label_smoothing=0.0)
     assert (settled.body_learning_rate("lora"), settled.head_rate("lora")) == (5e-4, 5e-4)
 
 

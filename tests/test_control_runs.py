@@ -230,8 +230,8 @@ def test_scratch_is_the_run_with_random_weights_all_of_which_learn():
 
 def test_a_rate_that_was_given_holds_for_scratch_too():
     given = RunConfig(train=TrainConfig(learning_rate=1e-3))
-    assert scratch_config(given).train == given.train
-    both = RunConfig(train=TrainConfig(learning_rate=1e-3, head_learning_rate=1e-2))
+    assert scratch_config(given).train == dataclasses.replace(given.train, epochs=3.0), "as many passes as the others"
+    both = RunConfig(train=TrainConfig(epochs=2, learning_rate=1e-3, head_learning_rate=1e-2))
     assert scratch_config(both).train == both.train
 
 

@@ -73,6 +73,7 @@ def apply_lora(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: Sample
     )
     with warnings.catch_warnings():  # PiSSA and OLoRA change the base: save_adapter undoes that
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")  # PEFT asks
         try:
             wrapped = _wrap(pretrained.model, config, sample_inputs)
         except (ValueError, IndexError, RuntimeError) as error:  # unknown to this PEFT, too high a rank, odd layers

@@ -140,7 +140,8 @@ def _translation_lines(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was gained and forgotten, what the translations are like, and how they were scored."""
     rows, described = results.get("ledger") or (), results.get("translation") or {}
     change = "; ".join(clause for row in rows for clause in ledger_in_words(row))
-    yield "Change", change or "not known: --evaluate.controls before scores the checkpoint as it comes"
+    if not results["config"]["model"]["checkpoint"].startswith("scratch:"):
+        yield "Change", change or "not known: --evaluate.controls before scores the checkpoint as it comes"
     domains = list((described.get("domains") or {}).values())
     faults = {"empty": "empty", "copied": "copied from the source", "repeated": "repeating themselves"}
     counts = [(sum(facts[key] for facts in domains), words) for key, words in faults.items()]
