@@ -133,7 +133,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     settings = config.train.settled(config.task, config.adapt.strategy, from_scratch)
 
     # model
-    model_config = with_vocabulary(config, text)
+    model_config, vocabulary_notes = with_vocabulary(config, text)
     found = find_checkpoint(model_config)
     labels, keeps_head = align_labels(text.labels, found)
     metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
@@ -162,7 +162,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     higher_is_better = METRICS[metrics[0]].higher_is_better
     chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
     folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
-    notes = (*encoded.notes, *mix_notes, *resume_notes)
+    notes = (*vocabulary_notes, *encoded.notes, *mix_notes, *resume_notes)
     plans = plan_stages(adapted.stages, len(encoded.train), settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
