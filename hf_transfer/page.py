@@ -28,6 +28,7 @@ from hf_transfer.features import FeatureStore, stored_body
 from hf_transfer.folder import check_output_dir, open_run_folder
 from hf_transfer.interpolation import choose_interpolation, start_weights
 from hf_transfer.launch import (
+    check_sharding,
     leave_processes,
     make_shell,
     peak_memory_bytes,
@@ -146,6 +147,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
     adapted = dataclasses.replace(adapted, strategy=config.adapt.strategy)  # mixed and interpolated train as full does
     accelerator = start_processes(settings, found.model_type, len(adapted.stages))
+    check_sharding(accelerator, adapted.model, settings.l2_sp)
     reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
     start = start_weights(adapted.model) if config.adapt.strategy == "interpolated" else {}
