@@ -40,6 +40,41 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
     return accelerator
 
 
+def check_sharding(accelerator: Accelerator, model: Any, l2_sp: float) -> None:
+    """See that FSDP2, where the launch asks for it, can shard ``model``; to be called before training.
+
+    Raises:
+        InputError: matrices that parts of the model share, an output layer that the loss needs whole, or ``l2_sp``.
+    """
+    if not getattr(accelerator, "is_fsdp2", False):
+        return
+    problems = []
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    shared = [same for same in names.values() if len(same) > 1]
+    kind = model.config.model_type
+    output_layer = model.get_output_embeddings()
+    writes = bool(model.config.is_encoder_decoder) and output_layer is not None
+    if shared:
+        remedy = "use DDP." if writes else "use DDP, or a checkpoint whose weights are not tied."
+        problems.append(
+            f"FSDP2 cannot shard this checkpoint ({kind}): {' and '.join(shared[0][:3])} are one matrix (tied "
+            f"weights), which it refuses: {remedy}"
+        )
+    elif writes:
+        problems.append(
+            f"FSDP2 cannot shard this checkpoint ({kind}): the loss of translation needs the whole output layer: use "
+            "DDP."
+        )
+    if l2_sp:
+        problems.append(
+            f"--train.l2_sp {l2_sp:g} needs the start beside each parameter, and FSDP2 shards them: use DDP."
+        )
+    if problems:
+        raise InputError(problems)
+
+
 def leave_processes() -> None:
     """Wait for all processes and leave their group; the accelerator that was started is at its end."""
     accelerator = Accelerator()  # another handle of the same state

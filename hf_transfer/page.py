@@ -28,6 +28,7 @@ from hf_transfer.features import FeatureStore, stored_body
 from hf_transfer.folder import check_output_dir, open_run_folder
 from hf_transfer.interpolation import choose_interpolation, start_weights
 from hf_transfer.launch import (
+    check_sharding,
     leave_processes,
     make_shell,
     peak_memory_bytes,
@@ -133,7 +134,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     settings = config.train.settled(config.task, config.adapt.strategy, from_scratch)
 
     # model
-    model_config = with_vocabulary(config, text)
+    model_config, vocabulary_notes = with_vocabulary(config, text)
     found = find_checkpoint(model_config)
     labels, keeps_head = align_labels(text.labels, found)
     metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
@@ -146,6 +147,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
     adapted = dataclasses.replace(adapted, strategy=config.adapt.strategy)  # mixed and interpolated train as full does
     accelerator = start_processes(settings, found.model_type, len(adapted.stages))
+    check_sharding(accelerator, adapted.model, settings.l2_sp)
     reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
     start = start_weights(adapted.model) if config.adapt.strategy == "interpolated" else {}
@@ -162,7 +164,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     higher_is_better = METRICS[metrics[0]].higher_is_better
     chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
     folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
-    notes = (*encoded.notes, *mix_notes, *resume_notes)
+    notes = (*vocabulary_notes, *encoded.notes, *mix_notes, *resume_notes)
     plans = plan_stages(adapted.stages, len(encoded.train), settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])

@@ -28,7 +28,7 @@ from hf_transfer import checkpoint
 from hf_transfer.adapt.base import Adapted, Stage
 from hf_transfer.batching import cut_window, share_window, window_count, window_indices
 from hf_transfer.config import TrainConfig
-from hf_transfer.errors import InputError, RunError
+from hf_transfer.errors import RunError
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
@@ -337,8 +337,6 @@ def _prepare(
 
     ``start``: the body's parameters before training by ``id``, where ``l2_sp`` pulls towards them.
     """
-    if start and getattr(accelerator, "is_fsdp2", False):
-        raise InputError("--train.l2_sp needs the start beside each parameter, and FSDP2 shards them: use DDP.")
     accelerator.free_memory()
     module = accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)  # an earlier stage may have wrapped it
     # accelerate would take a module that an earlier stage prepared for ready, and leave autocast out

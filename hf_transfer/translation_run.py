@@ -56,12 +56,13 @@ class TranslationExtra:
     store: Neighbours | None = None
 
 
-def with_vocabulary(config: RunConfig, text: Text) -> ModelConfig:
-    """The model's config with ``scratch:marian-SIZE`` as a folder: a vocabulary learnt from train, and a shape."""
+def with_vocabulary(config: RunConfig, text: Text) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The model's config with ``scratch:marian-SIZE`` as a folder: a vocabulary learnt from train, and a shape; and
+    what there is to tell of the vocabulary."""
     match = SCRATCH.fullmatch(config.model.checkpoint)
     if match is None or config.task != "translation":
-        return config.model
-    from hf_transfer.vocabulary import scratch_folder
+        return config.model, ()
+    from hf_transfer.vocabulary import read_notices, scratch_folder
 
     train = text.splits.train
     folder = scratch_folder(
@@ -74,7 +75,7 @@ def with_vocabulary(config: RunConfig, text: Text) -> ModelConfig:
         target_lang=text.labels.target_lang,
         seed=config.seed,
     )
-    return dataclasses.replace(config.model, checkpoint=f"scratch:{folder}")
+    return dataclasses.replace(config.model, checkpoint=f"scratch:{folder}"), read_notices(folder)
 
 
 @contextmanager

@@ -1,16 +1,21 @@
 """Launch: which precision is chosen on which hardware, and which process speaks."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
+from tiny import make_checkpoint
+from tiny_translation import make_translation_checkpoint
 
-from hf_transfer import launch
-from hf_transfer.config import TrainConfig
+from hf_transfer import launch, page
+from hf_transfer.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError
 from hf_transfer.launch import (
+    check_sharding,
     choose_precision,
     cpu_has_bf16,
     is_main_process,
@@ -140,3 +145,64 @@ def test_each_run_of_a_process_has_its_own_peak_of_memory():
     del held
     launch.reset_peak_memory(accelerator)
     assert launch.peak_memory_bytes(accelerator) < with_it - 150_000_000
+
+
+# --- sharded parameters
+
+SHARDING = SimpleNamespace(is_fsdp2=True)
+
+
+def classifier(folder, architecture):
+    made = make_checkpoint(folder, architecture)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(made)
+
+
+def translator(folder, family):
+    made = make_translation_checkpoint(family, folder)
+    return transformers.AutoModelForSeq2SeqLM.from_pretrained(made)
+
+
+@pytest.mark.parametrize("family", ["marian", "t5", "nllb"])
+def test_tied_weights_of_a_model_that_translates_are_no_business_of_fsdp2(family, tmp_path):
+    model = translator(tmp_path, family)
+    with pytest.raises(InputError) as caught:
+        check_sharding(SHARDING, model, 0.0)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"FSDP2 cannot shard this checkpoint ({model.config.model_type}): ")
+    assert "shared.weight and " in problem and "are one matrix (tied weights)" in problem
+    assert problem.endswith("which it refuses: use DDP.")
+    check_sharding(SimpleNamespace(is_fsdp2=False), model, 1.0)
+    check_sharding(Accelerator(), model, 1.0)
+
+
+def test_a_model_that_translates_needs_its_output_layer_whole_even_if_it_is_not_tied(tmp_path):
+    class Untied:
+        config = SimpleNamespace(model_type="mine", is_encoder_decoder=True)
+        named_parameters = staticmethod(lambda remove_duplicate: [("a", object()), ("b", object())])
+        get_output_embeddings = staticmethod(lambda: "layer")
+
+    with pytest.raises(InputError, match=r"\(mine\): the loss of translation needs the whole output layer: use DDP"):
+        check_sharding(SHARDING, Untied(), 0.0)
+
+
+def test_classifiers_are_sharded_unless_they_are_tied(tmp_path):
+    check_sharding(SHARDING, classifier(tmp_path / "bert", "bert"), 0.0)
+    with pytest.raises(InputError, match=r"\(bart\): .* use DDP, or a checkpoint whose weights are not tied\."):
+        check_sharding(SHARDING, classifier(tmp_path / "bart", "bart"), 0.0)
+    with pytest.raises(InputError, match=r"^--train\.l2_sp 0\.5 needs the start beside each parameter, and FSDP2"):
+        check_sharding(SHARDING, classifier(tmp_path / "bert", "bert"), 0.5)
+
+
+def test_a_run_that_fsdp2_cannot_shard_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    folder = make_translation_checkpoint("marian", tmp_path / "marian")
+    monkeypatch.setattr(page, "start_processes", lambda *settings: SHARDING)
+    config = RunConfig(
+        task="translation",
+        data=DataConfig(source="bundled:phrases", source_lang="en", target_lang="de", max_length=60),
+        model=ModelConfig(checkpoint=str(folder)),
+        output_dir=str(tmp_path / "out"),
+    )
+    for checkpoint in (str(folder), "scratch:marian-tiny"):
+        with pytest.raises(InputError, match=r"FSDP2 cannot shard this checkpoint \(marian\)"):
+            page.run(replace(config, model=ModelConfig(checkpoint=checkpoint)))
+        assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The task of translation: what is encoded and learnt from, what is written, and whole runs of each strategy."""
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -191,6 +192,16 @@ def general(folder):
     pairs = [f"The street number {i} is wet.\tDie Straße Nummer {i} ist nass." for i in range(40)]
     path.write_text("source\ttarget\n" + "\n".join(pairs) + "\n", encoding="utf-8")
     return path
+
+
+def test_a_vocabulary_that_has_fewer_pieces_than_asked_for_is_said_while_running_and_in_the_results(tmp_path, capsys):
+    config = config_of("scratch:marian-tiny", tmp_path / "run")
+    result = adapt(config, read(config), keep_model=False)
+    (note,) = (note for note in result.results["notes"] if "pieces" in note)
+    size = len(json.loads((tmp_path / "run" / "vocabulary" / "vocab.json").read_text(encoding="utf-8")))
+    assert note == f"The text is too small for 8,000 pieces: the vocabulary has {size - 1:,}."  # padding is none
+    said = capsys.readouterr()
+    assert "too small for 8,000 pieces" in said.out + said.err
 
 
 @pytest.mark.recipe
