@@ -79,6 +79,7 @@ _OF_TRANSLATION = (
     "adapt.knn_temperature",
     "evaluate.beams",
     "evaluate.length_penalty",
+    "evaluate.tokenize",
     "evaluate.validation_examples",
 )
 _OF_CLASSIFICATION = (
@@ -448,6 +449,8 @@ class EvaluateConfig:
     """Translation: width of the beam search behind the final scores; validation during training is greedy."""
     length_penalty: float = 1.0
     """Translation: the score of a beam is its log-probability over its length to this power."""
+    tokenize: Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] | None = None
+    """Translation: sacrebleu's tokenizer for BLEU; by default the target language's, `zh`, `ja-mecab`, `ko-mecab` or `13a`."""
     validation_examples: int = 200
     """Translation: validation examples, drawn by seed, that are translated to choose the step; 0 takes all."""
     selection: Literal["in_domain_validation", "last"] = "in_domain_validation"

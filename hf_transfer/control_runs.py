@@ -96,7 +96,7 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
         return {}
     translation = {}
     if labels.problem == "translation":
-        translation = describe_translation(fitted.test, splits, metrics, TranslationExtra())
+        translation = describe_translation(fitted.test, splits, metrics, labels.tokenize, TranslationExtra())
         write_translations(Path(config.output_dir) / "translations", fitted.test)
     value = score(metrics[0], fitted.validation) if len(fitted.validation.example_ids) else math.nan
     return build_results(

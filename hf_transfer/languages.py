@@ -320,20 +320,25 @@ class _Known:
     """Any code or English name in lower case -> the language's first three-letter code."""
     names: dict[str, tuple[str, ...]]
     """First three-letter code -> English names."""
+    short: dict[str, str]
+    """First three-letter code -> two-letter code, where there is one."""
 
 
 @functools.cache
 def _known_languages() -> _Known:
     canonical: dict[str, str] = {}
     names: dict[str, tuple[str, ...]] = {}
+    two_letters: dict[str, str] = {}
     for entry in LANGUAGES.replace("\n", " ").split(";"):
         short, long, english = entry.strip().split(" ", 2)
         codes = long.split(",")
         names[codes[0]] = tuple(english.split("/"))
+        if not short.startswith("-"):
+            two_letters[codes[0]] = short.split(",")[0]
         for alias in (*codes, *short.split(","), *names[codes[0]]):
             if alias != "-":
                 canonical.setdefault(alias.lower(), codes[0])
-    return _Known(canonical, names)
+    return _Known(canonical, names, two_letters)
 
 
 def _parse(code: str) -> tuple[str, str]:
@@ -347,6 +352,11 @@ def _parse(code: str) -> tuple[str, str]:
     if not script and language == "zho":
         script = next((SCRIPT_OF_REGION[part] for part in rest if part in SCRIPT_OF_REGION), "")
     return language, script
+
+
+def two_letter_code(language: str) -> str:
+    """``zh`` for Chinese, zh_CN, zho_Hans or cmn; "" where there is none for ``language``."""
+    return _known_languages().short.get(_parse(language)[0], "")
 
 
 def _bare(code: str) -> str:

@@ -231,7 +231,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             )
         translation = {}
         if task.name == "translation":
-            translation = describe_translation(predictions, splits, metrics, extra)
+            translation = describe_translation(predictions, splits, metrics, labels.tokenize, extra)
             write_translations(output_dir / "translations", predictions)
         results = build_results(
             task=task.name,

@@ -94,6 +94,8 @@ class LabelSpace:
     """Translation: what stands in front of every source."""
     tags: tuple[str, ...] = ()
     """Translation: domain names that may stand in front of a source; () without ``data.domain_tags``."""
+    tokenize: str = "13a"
+    """Translation: sacrebleu's tokenizer for BLEU."""
 
     @property
     def output_count(self) -> int:

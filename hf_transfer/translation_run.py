@@ -189,6 +189,7 @@ def describe_translation(
     predictions: Predictions,
     splits: DomainSplits,
     metrics: Sequence[str],
+    tokenize: str,
     extra: TranslationExtra,
 ) -> dict[str, Any]:
     """What results.json says of translations beside their scores: numbers only, no text."""
@@ -206,7 +207,10 @@ def describe_translation(
                 if name != "comet"
             },
         }
-    described: dict[str, Any] = {"domains": domains, "signatures": {name: signature(name) for name in metrics}}
+    described: dict[str, Any] = {
+        "domains": domains,
+        "signatures": {name: signature(name, tokenize) for name in metrics},
+    }
     if extra.trade_off is not None:
         described["trade_off"] = dataclasses.asdict(extra.trade_off)
     if extra.store is not None:

@@ -29,6 +29,8 @@ order 1 to 6, then words of order 1 and 2. ter: edits and reference length. come
 
 COLUMN_COUNT = 37
 
+_PACKAGES = {"ja-mecab": ("MeCab", "ja"), "ko-mecab": ("mecab_ko", "ko")}  # module, extra of sacrebleu
+
 COMET_MODEL = "Unbabel/wmt22-comet-da"
 
 LONG_COPY = 5
@@ -163,6 +165,28 @@ def approximate_randomisation(metric: str, a: np.ndarray, b: np.ndarray, trials:
     assert len(scores) == 2 + 2 * trials, "sacrebleu scores both systems, then both sides of every trial"
     apart = np.abs(scores[2 : 2 + trials] - scores[2 + trials :])
     return float(p_value + (apart == abs(scores[0] - scores[1])).sum() / (trials + 1))
+
+
+def tokenizer_of(language: str) -> str:
+    """sacrebleu's choice for a target language, as with ``-l en-zh``: a language without spaces needs its own.
+
+    Args:
+        language: two-letter code; "" where there is none for all.
+    """
+    from sacrebleu.metrics import BLEU
+
+    return BLEU._TOKENIZER_MAP.get(language, "13a")
+
+
+def tokenizer_problem(tokenize: str) -> str:
+    """Why BLEU cannot be computed with ``tokenize`` here, with the remedy; "" if it can."""
+    module, extra = _PACKAGES.get(tokenize, ("", ""))
+    if not module or importlib.util.find_spec(module) is not None:
+        return ""
+    return (
+        f"BLEU with sacrebleu's tokenizer {tokenize} needs a package that is not installed: pip install "
+        f"'sacrebleu[{extra}]', or count characters with --evaluate.tokenize char."
+    )
 
 
 def comet_problem() -> str:

@@ -25,6 +25,7 @@ from hf_transfer.languages import (
     language_codes,
     prepare_generation,
     resolve_languages,
+    two_letter_code,
     unknown_share,
 )
 
@@ -574,3 +575,19 @@ def test_each_side_of_marian_is_judged_by_its_own_vocabulary(folders, tmp_path):
     )
     assert unknown_share(tokenizer, ["Säge"], side="source") == (0.25, "ä")
     assert unknown_share(tokenizer, ["Säge"], side="target") == (0.0, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("Chinese", "zh"),
+        ("zho_Hans", "zh"),
+        ("zh_CN", "zh"),
+        ("__ja__", "ja"),
+        ("kor_Hang", "ko"),
+        ("de", "de"),
+        ("", ""),
+    ],
+)
+def test_a_language_has_its_two_letter_code_however_it_is_written(given, code):
+    assert two_letter_code(given) == code

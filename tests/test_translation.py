@@ -234,7 +234,7 @@ def test_statistics_of_each_translation_give_the_score(checkpoint, tmp_path):
     encoded = TASK.encode(text.splits, labels, pretrained, 60)
     rows = encoded.test["kitchen"]
     said = np.array([*rows["reference"][:3], "ganz anders"], dtype=object)
-    predictions = TASK.to_predictions(rows, said, ("bleu",))
+    predictions = TASK.to_predictions(rows, said, ("bleu",), "13a")
     import sacrebleu
 
     from hf_transfer.metrics import score

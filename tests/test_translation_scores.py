@@ -1,5 +1,6 @@
 """Values, signatures, intervals and p-values are those of sacrebleu and its command line; outputs counted by hand."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF, TER
@@ -27,6 +29,8 @@ from hf_transfer.translation_scores import (
     sacrebleu_interval,
     sentence_statistics,
     signature,
+    tokenizer_of,
+    tokenizer_problem,
     vectorised,
 )
 
@@ -343,3 +347,25 @@ def test_lengths_are_those_of_bleu_and_rates_are_of_all_sentences():
     assert nothing["count"] == 0 and np.isnan([nothing["length_ratio"], nothing["copy_rate"]]).all()
     assert np.isnan(quality_counts(["a"], ["a"], [""])["length_ratio"])
     json.dumps(counts, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenize"), [("zh", "zh"), ("ja", "ja-mecab"), ("ko", "ko-mecab"), ("de", "13a"), ("", "13a")]
+)
+def test_bleu_counts_the_words_of_the_target_language_as_sacrebleu_does(language, tokenize):
+    assert tokenizer_of(language) == tokenize
+
+
+def test_chinese_is_counted_by_characters():
+    said, wanted = ["把面团放在温暖的地方。"] * 3, ["把面团放在凉爽的地方。"] * 3
+    rows = sentence_statistics(said, wanted, ["bleu"], tokenize="zh")
+    expected = sacrebleu.corpus_bleu(said, [wanted], tokenize="zh").score
+    assert corpus_value("bleu", columns_of("bleu", rows).sum(axis=0)) == pytest.approx(expected, abs=1e-9)
+    assert expected > 40 and sacrebleu.corpus_bleu(said, [wanted]).score < 20
+    assert "tok:zh" in signature("bleu", "zh")
+
+
+def test_a_tokenizer_without_its_package_is_told_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tokenizer_problem("13a") == tokenizer_problem("zh") == ""
+    assert "pip install 'sacrebleu[ja]'" in tokenizer_problem("ja-mecab")

@@ -58,7 +58,11 @@ class Translation:
             saved.
         """
         from hf_transfer import languages
+        from hf_transfer.translation_scores import tokenizer_of, tokenizer_problem
 
+        tokenize = config.evaluate.tokenize or tokenizer_of(languages.two_letter_code(labels.target_lang))
+        if missing := tokenizer_problem(tokenize):
+            raise InputError(missing)
         model, tokenizer = pretrained.model, pretrained.tokenizer
         convention = languages.find_convention(model.config, tokenizer)
         prefix = config.data.source_prefix or ""
@@ -75,7 +79,7 @@ class Translation:
             length_penalty=config.evaluate.length_penalty,
             source_lang=source,
         )
-        return replace(labels, source_lang=source, target_lang=target, source_prefix=prefix)
+        return replace(labels, source_lang=source, target_lang=target, source_prefix=prefix, tokenize=tokenize)
 
     def encode(
         self, splits: DomainSplits, labels: LabelSpace, pretrained: Pretrained, max_length: int
@@ -149,7 +153,7 @@ class Translation:
                 r_drop=train.r_drop,
             ),
             read_outputs=lambda outputs: outputs.logits,
-            to_predictions=partial(self.to_predictions, metrics=tuple(metrics)),
+            to_predictions=partial(self.to_predictions, metrics=tuple(metrics), tokenize=labels.tokenize),
             translate=partial(
                 self.translate,
                 pretrained=pretrained,
@@ -249,14 +253,16 @@ class Translation:
             translations[row] = " ".join(text.strip() for text in (next(texts) for _ in parts)).strip()
         return translations
 
-    def to_predictions(self, rows: Dataset, translations: np.ndarray, metrics: Sequence[str]) -> Predictions:
+    def to_predictions(
+        self, rows: Dataset, translations: np.ndarray, metrics: Sequence[str], tokenize: str
+    ) -> Predictions:
         """Translations, references and the statistics that scores are made of."""
         import numpy as np
 
         from hf_transfer.translation_scores import sentence_statistics
 
         references = np.array(list(rows["reference"]), dtype=object)
-        statistics = sentence_statistics(list(translations), list(references), metrics, list(rows["source"]))
+        statistics = sentence_statistics(list(translations), list(references), metrics, list(rows["source"]), tokenize)
         return Predictions(
             example_ids=np.asarray(rows["example_id"]),
             domain_ids=np.asarray(rows["domain"]),
