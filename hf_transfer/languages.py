@@ -575,6 +575,8 @@ def prepare_generation(
         generation.max_length, generation.max_new_tokens = max_length, None
     elif generation.max_length in (None, 20) and generation.max_new_tokens is None:
         generation.max_length = positions or _LENGTH_WITHOUT_POSITIONS  # transformers' 20 would cut most sentences
+    if generation.max_new_tokens is not None:
+        generation.max_length = None  # transformers would warn of both at each call, and heed the other
     if positions and generation.max_length:
         generation.max_length = min(generation.max_length, positions)
     _check_that_it_saves(model)

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,11 @@ def load_pretrained(
     try:
         if checkpoint.random_weights:
             opened = kind.from_config(config, trust_remote_code=model.trust_remote_code)
+            if auto_class == SEQ2SEQ:  # from_config reads config.json alone
+                with suppress(OSError):
+                    opened.generation_config = transformers.GenerationConfig.from_pretrained(
+                        checkpoint.location, revision=model.revision
+                    )
             new = tuple(name for name, _ in opened.named_parameters())
         else:
             opened, new = _load_weights(kind, checkpoint, model, keep_head)

@@ -204,6 +204,45 @@ def test_a_vocabulary_that_has_fewer_pieces_than_asked_for_is_said_while_running
     assert "too small for 8,000 pieces" in said.out + said.err
 
 
+STOCK = """
+import sys, warnings
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1])
+print("READY", file=sys.stderr)
+inputs = tokenizer(["The oven is hot.", "A sharp knife."], return_tensors="pt", padding=True)
+for text in tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True):
+    print(text)
+"""
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("family", ["mbart-50", "scratch"])
+def test_stock_transformers_writes_with_a_saved_model_and_says_nothing(family, tmp_path):
+    folder = "scratch:marian-tiny"
+    if family != "scratch":
+        folder = make_translation_checkpoint(family, tmp_path / family)
+        path = folder / "generation_config.json"
+        own = json.loads(path.read_text())
+        path.write_text(json.dumps(own | {"max_length": 100, "max_new_tokens": 30}))
+    config = config_of(folder, tmp_path / "run")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=1))
+    adapt(config, read(config))
+    model = tmp_path / "run" / "model"
+    ran = subprocess.run([sys.executable, "-c", STOCK, str(model)], capture_output=True, text=True, check=True)
+    assert ran.stderr.split("READY\n")[1] == ""
+    assert len(ran.stdout.splitlines()) == 2
+    assert not any(mark in ran.stdout for mark in ("de_DE", "deu_Latn", ">>deu<<", "<pad>", "</s>", "<s>"))
+    settings = json.loads((model / "generation_config.json").read_text())
+    assert (settings.get("max_length"), settings.get("max_new_tokens")) == (
+        (512, None) if family == "scratch" else (None, 30)
+    )
+    if family in ("marian", "scratch"):
+        assert settings["bad_words_ids"] == [[settings["pad_token_id"]]]
+
+
 @pytest.mark.recipe
 def test_a_run_ends_in_a_model_that_translates_the_same_in_a_fresh_process(tmp_path):
     folder = make_translation_checkpoint("m2m100", tmp_path / "m2m100")
