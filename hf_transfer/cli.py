@@ -102,13 +102,15 @@ def _predict(words: Sequence[str]) -> None:
         prog="hf-transfer predict",
         allow_abbrev=False,
         description="Label the texts of a file with a saved model, in constant memory.",
-        epilog="The output has the input's columns, then `predicted` and one `probability_NAME` per class.",
+        epilog="The output has the input's columns, then `predicted` and one `probability_NAME` per class; where the "
+        "model translates, `predicted` is the translation.",
     )
     parser.add_argument("--model", required=True, help="folder of a saved model, or of the run that saved it")
     parser.add_argument("--input", required=True, help=".csv, .tsv or .jsonl file")
     parser.add_argument("--output", required=True, help=".csv, .tsv or .jsonl file to write")
     parser.add_argument("--text_column", default="text", help="column with the text (default: text)")
     parser.add_argument("--text_pair_column", help="column with the second text of a pair")
+    parser.add_argument("--engine", choices=("torch", "ctranslate2"), help="default: torch, for an export ctranslate2")
     parser.add_argument("--rows_at_once", type=int, default=1024, help="rows in memory at a time (default: 1024)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
@@ -124,6 +126,7 @@ def _predict(words: Sequence[str]) -> None:
         given.rows_at_once,
         given.device,
         given.overwrite,
+        given.engine,
     )
     print(f"{count:,} rows labelled: {given.output}")
 

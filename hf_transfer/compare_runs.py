@@ -223,13 +223,19 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
         "adapt": _adapt_settings(config.adapt, name),
         "train": _budget(config, name, setting, texts),
         "evaluate": dataclasses.replace(config.evaluate, selection=selection),
-        "publish": dataclasses.replace(config.publish, export=config.publish.export if name == "lora" else None),
+        "publish": dataclasses.replace(config.publish, export=_export(config, name)),
         "output_dir": str(Path(config.output_dir) / "runs" / folder),
         "overwrite": False,
         "seed": seed,
     }
     keep = config.keep_models == "all" or (config.keep_models == "first_seed" and seed == config.seeds[0])
     return PlannedRun(folder, name, setting, RunConfig(**fields), keep and not setting.target_examples)
+
+
+def _export(config: CompareConfig, name: str) -> Any:
+    """What is exported of a run: adapters and their merged models of lora alone."""
+    export = config.publish.export
+    return export if name == "lora" or (export == "ctranslate2" and name not in (*CONTROLS, "knn")) else None
 
 
 def _source_text(config: CompareConfig, texts: Texts) -> Text:

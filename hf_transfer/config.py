@@ -477,8 +477,8 @@ class EvaluateConfig:
 class PublishConfig:
     """What is made of the artefact."""
 
-    export: Literal["adapter", "merged"] | None = None
-    """For lora: `merged` also writes a full model with the update folded in, `adapter` (the default) does not."""
+    export: Literal["adapter", "merged", "ctranslate2"] | None = None
+    """For lora: `merged` also writes a full model with the update folded in, `adapter` (the default) does not; for translation `ctranslate2` writes a folder for that fast engine."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
@@ -540,7 +540,7 @@ class RunConfig:
         for section in (self.data, self.model, self.adapt, self.train, self.evaluate, self.publish, self.report):
             found += section.problems()
         found += self.problems_of_task()
-        if self.publish.export and self.adapt.strategy != "lora":
+        if self.publish.export in ("adapter", "merged") and self.adapt.strategy != "lora":
             found.append(
                 f"--publish.export {self.publish.export} needs --adapt.strategy lora, found {self.adapt.strategy}: "
                 "the other strategies already save a full model."
@@ -558,11 +558,14 @@ class RunConfig:
         """Settings that the task has no use for, refused because they would do nothing."""
         given, plain = flatten(self), flatten(type(self)())
         others = _OF_CLASSIFICATION if self.task == "translation" else _OF_TRANSLATION
-        return [
+        found = [
             f"--{name} does nothing in {self.task}: leave it out."
             for name in others
             if given[name] != plain[name] and given[name] != TASK_DEFAULTS[self.task].get(name, plain[name])
         ]
+        if self.task == "classification" and self.publish.export == "ctranslate2":
+            found.append("--publish.export ctranslate2 is for translation: leave it out.")
+        return found
 
     def problems_of_one_run(self) -> list[str]:
         """What a single run cannot do and a comparison can."""
@@ -572,6 +575,10 @@ class RunConfig:
             found.append("--adapt.strategy mixed needs general text to mix in: give --data.general_source.")
         if self.adapt.strategy == "knn" and self.model.checkpoint.startswith("scratch:"):
             found.append("--adapt.strategy knn trains nothing, so it needs a pretrained checkpoint, not scratch:.")
+        if self.publish.export == "ctranslate2" and self.adapt.strategy == "knn":
+            found.append(
+                "--publish.export ctranslate2 cannot hold the datastore of --adapt.strategy knn: leave it out."
+            )
         if len(self.data.target_examples) > 1:
             sizes = ",".join(map(str, self.data.target_examples))
             found.append(

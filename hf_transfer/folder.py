@@ -28,6 +28,7 @@ OUTPUTS = (
     "checkpoints",
     "controls",
     "translations",
+    "ctranslate2",
 )
 # Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a
 # window changes dropout's draws only), and where data come from may change since the fingerprint may not.

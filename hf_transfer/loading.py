@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 METADATA_NAME = "hf_transfer.json"
+EXPORT_NAME = "ctranslate2"
+"""Folder of a run that holds its CTranslate2 export."""
+ENGINES = ("torch", "ctranslate2")
 METADATA_SCHEMA = "hf-transfer/artefact/1"
 
 
@@ -92,20 +95,29 @@ def name_predictions(decided: np.ndarray, labels: LabelSpace) -> list[Any]:
     return [labels.names[i] for i in decided]
 
 
-def load(path: str | Path, device: str | None = None) -> Any:
-    """Open a saved artefact: a full model's folder, a merged one, an adapter's, or the run's output folder.
+def load(path: str | Path, device: str | None = None, engine: str | None = None) -> Any:
+    """Open a saved artefact: a full model's folder, a merged one, an adapter's, an export, or the run's output folder.
 
     Returns a ``LoadedModel``, which predicts; of a model that translates a ``Translator``, which translates.
 
     Args:
         device: Where to put it, ``cuda:1`` say; by default a GPU if there is one.
+        engine: ``torch``, or ``ctranslate2`` for the export of a run or of its model; by default torch, unless ``path``
+            itself is an export.
 
     Raises:
-        InputError: nothing there that can be opened, or weights in pickle form.
+        InputError: nothing there that can be opened with that engine, or weights in pickle form.
     """
     import torch
 
+    if engine not in (None, *ENGINES):
+        raise InputError(f"there is no engine {engine!r}: use {' or '.join(ENGINES)}.")
     folder = Path(path)
+    export = _export_of(folder)
+    if engine == "ctranslate2" or (engine is None and export == folder):
+        return _load_export(folder, export, device)
+    if export == folder:
+        raise InputError(f"{path} is a CTranslate2 export, which torch cannot open: leave --engine torch out.")
     if (folder / "results.json").is_file() and (folder / "model").is_dir():
         folder = folder / "model"
     if not folder.is_dir():
@@ -120,6 +132,39 @@ def load(path: str | Path, device: str | None = None) -> Any:
         raise InputError(f"{path} holds neither config.json nor adapter_config.json: it is not a saved model.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)
+
+
+def _export_of(folder: Path) -> Path | None:
+    """The CTranslate2 export that ``folder`` is, or that lies in it, or beside it if it is the model of a run."""
+    from hf_transfer.ctranslate2_engine import is_export
+
+    places = [folder, folder / EXPORT_NAME, *([folder.parent / EXPORT_NAME] if folder.name == "model" else [])]
+    return next((place for place in places if is_export(place)), None)
+
+
+def _load_export(folder: Path, export: Path | None, device: str | None) -> Any:
+    from hf_transfer.translating import open_export
+
+    if export is None:
+        model = folder / "model" if (folder / "model").is_dir() else folder
+        if model.is_dir() and not _translates(model):
+            raise InputError(f"{folder} does not translate, and CTranslate2 does nothing else: leave --engine out.")
+        raise InputError(
+            f"{folder} has no CTranslate2 export: adapt with --publish.export ctranslate2, or leave --engine out."
+        )
+    metadata = read_metadata(export) if (export / METADATA_NAME).is_file() else {}
+    return open_export(export, _labels_of(metadata), metadata.get("max_length"), device)
+
+
+def _labels_of(metadata: dict[str, Any]) -> LabelSpace:
+    """Languages, prefix and tags of a model that translates."""
+    return LabelSpace(
+        "translation",
+        source_lang=metadata.get("source_lang", ""),
+        target_lang=metadata.get("target_lang", ""),
+        source_prefix=metadata.get("source_prefix", ""),
+        tags=tuple(metadata.get("tags", ())),
+    )
 
 
 def _translates(folder: Path) -> bool:
@@ -140,13 +185,6 @@ def _load_translator(folder: Path, device: str) -> Any:
     from hf_transfer.translating import make_translator
 
     metadata = read_metadata(folder) if (folder / METADATA_NAME).is_file() else {}
-    labels = LabelSpace(
-        "translation",
-        source_lang=metadata.get("source_lang", ""),
-        target_lang=metadata.get("target_lang", ""),
-        source_prefix=metadata.get("source_prefix", ""),
-        tags=tuple(metadata.get("tags", ())),
-    )
     is_adapter = (folder / "adapter_config.json").is_file()
     wanted = ModelConfig(checkpoint=str(folder))
     if is_adapter:
@@ -160,6 +198,7 @@ def _load_translator(folder: Path, device: str) -> Any:
         model.generation_config = GenerationConfig.from_pretrained(folder)  # PEFT keeps the base's
         model.base_model.model.generation_config = model.generation_config
     model = model.to(device)
+    labels = _labels_of(metadata)
     return make_translator(model, opened.tokenizer, labels, metadata.get("max_length"), folder, opened.sha256)
 
 

@@ -23,6 +23,7 @@ from hf_transfer.artefact import save_artefact
 from hf_transfer.comparison import compare_with_controls, join
 from hf_transfer.config import RunConfig, check_config
 from hf_transfer.control_runs import score_controls
+from hf_transfer.ctranslate2_engine import check_export
 from hf_transfer.encoding import encode, mix_general
 from hf_transfer.features import FeatureStore, stored_body
 from hf_transfer.folder import check_output_dir, open_run_folder
@@ -140,6 +141,8 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
     pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
     pretrained = dataclasses.replace(pretrained, checkpoint_id=config.model.checkpoint)
+    if config.publish.export == "ctranslate2" and keep_model:
+        check_export(pretrained.model, pretrained.tokenizer)
     labels = task.settle(labels, pretrained, config)
     encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)
     encoded, mix_notes = _mixed(encoded, config)

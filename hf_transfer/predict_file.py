@@ -9,8 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.loading import LoadedModel, TextPredictions, load
+from hf_transfer.translating import Translator
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LONGEST_FIELD = 2**31 - 1
@@ -26,12 +29,13 @@ def predict_file(
     rows_at_once: int,
     device: str | None,
     overwrite: bool,
+    engine: str | None = None,
 ) -> int:
     """Write ``source`` with predictions to ``target`` and return the number of rows.
 
     The input is read through once before the model is opened, so that a bad row is not found after hours of work. The
     output appears complete or not at all. Rows keep their order and columns; multi-label predictions are joined by
-    ``|`` in CSV and lists in JSON lines.
+    ``|`` in CSV and lists in JSON lines. A model that translates predicts translations, by 4 beams.
 
     Raises:
         InputError: unreadable file, absent column, existing output, formats that are not known.
@@ -52,7 +56,11 @@ def predict_file(
     rows = RowReader(source)
     wanted = [text_column, *([text_pair_column] if text_pair_column else [])]
     columns = _check_rows(rows, wanted, as_table=target.suffix.lower() != ".jsonl")
-    loaded = load(model, device)
+    loaded = load(model, device, engine)
+    if isinstance(loaded, Translator):
+        if text_pair_column:
+            raise InputError(f"--text_pair_column {text_pair_column}: {model} translates one text: leave it out.")
+        loaded.translate([])  # a language that it must be told is not missed after hours of work
     partial = target.with_name(target.name + ".partial")
     try:
         count = _write(loaded, rows, columns, partial, target.suffix.lower(), wanted, rows_at_once)
@@ -214,7 +222,7 @@ def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) ->
 
 
 def _write(
-    loaded: LoadedModel,
+    loaded: LoadedModel | Translator,
     source: RowReader,
     columns: Sequence[str],
     target: Path,
@@ -229,11 +237,18 @@ def _write(
         write_row = _row_writer(file, suffix, [*columns, *_new_columns(loaded.labels.names)])
         while piece := list(islice(rows, rows_at_once)):
             texts = [[_text(source.path, number, row, name) for number, row in piece] for name in wanted]
-            predicted = loaded.predict(texts[0], texts[1] if len(texts) > 1 else None)
+            predicted = _predict(loaded, texts)
             for i, (_, row) in enumerate(piece):
                 write_row(row | _new_fields(predicted, i, as_json=suffix == ".jsonl"))
             count += len(piece)
     return count
+
+
+def _predict(loaded: LoadedModel | Translator, texts: list[list[str]]) -> TextPredictions:
+    """Predictions for the texts of some rows, a list per column that was asked for."""
+    if isinstance(loaded, Translator):
+        return TextPredictions(loaded.translate(texts[0]), np.zeros((len(texts[0]), 0), np.float32), ())
+    return loaded.predict(texts[0], texts[1] if len(texts) > 1 else None)
 
 
 def _row_writer(file: TextIO, suffix: str, columns: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:

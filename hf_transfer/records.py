@@ -298,7 +298,7 @@ class Artefact:
     proved: bool
     """A fresh process loaded it and gave the same logits."""
     largest_difference: float
-    """Largest absolute difference between the two sets of logits."""
+    """Largest absolute difference between the two sets of logits; of translations the share of texts that differ."""
     bytes: int
     also: tuple[str, ...] = field(default=())
     """Further exported folders, relative to the output folder, proved in the same way."""

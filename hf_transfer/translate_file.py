@@ -35,6 +35,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--target_lang", help="likewise")
     parser.add_argument("--domain", help="domain tag, for a model that was adapted with --data.domain_tags")
     parser.add_argument("--beams", type=int, default=4, help="width of the beam search, 1 is greedy (default: 4)")
+    parser.add_argument("--engine", choices=("torch", "ctranslate2"), help="default: torch, for an export ctranslate2")
     parser.add_argument("--lines_at_once", type=int, default=1024, help="lines in memory at a time (default: 1024)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
@@ -54,7 +55,7 @@ def main(words: Sequence[str]) -> None:
     from hf_transfer.loading import load
     from hf_transfer.translating import Translator
 
-    translator = load(given.model, given.device)
+    translator = load(given.model, given.device, given.engine)
     if not isinstance(translator, Translator):
         raise InputError(f"--model {given.model} does not translate: use hf-transfer predict.")
     with _opened(given.input) as stream, _written(given.output) as out:

@@ -1,7 +1,7 @@
 """Floor 3: open a saved model that translates, and translate with it: ``ht.load(path).translate(["..."])``.
 
 ``pipeline("translation")`` is gone from transformers 5, so this is how a result is used. What is opened: a full model's
-folder (ours or any Marian, T5, mBART-50, M2M100 or NLLB one), an adapter's, a merged one.
+folder (ours or any Marian, T5, mBART-50, M2M100 or NLLB one), an adapter's, a merged one, a CTranslate2 export.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from hf_transfer.records import LabelSpace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hf_transfer.ctranslate2_engine import CTranslate2Engine
     from hf_transfer.knn import Datastore, KnnChoice
     from hf_transfer.languages import Convention
 
@@ -31,7 +33,7 @@ TOKENS_PER_BATCH = 8192
 class Translator:
     """A saved model, ready to translate."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | CTranslate2Engine
     tokenizer: PreTrainedTokenizerBase
     labels: LabelSpace
     """Languages, prefix and domain tags that it was adapted with."""
@@ -68,7 +70,6 @@ class Translator:
         Raises:
             InputError: a language that the checkpoint does not know, or a tag that the model was not adapted with.
         """
-        from hf_transfer.decoding import decode
         from hf_transfer.languages import encode_source, forced_bos, resolve_languages
         from hf_transfer.long_texts import split_long
 
@@ -98,8 +99,7 @@ class Translator:
             (on_notice or _to_standard_error)(notice)
         flat = [ids for parts in pieces for ids in parts]
         with self._with_neighbours():
-            answers = decode(
-                self.model,
+            answers = self._decode(
                 flat,
                 [forced_bos(self.convention, self.tokenizer, target)] * len(flat),
                 pad_token_id=int(self.tokenizer.pad_token_id),
@@ -113,6 +113,13 @@ class Translator:
         for row, parts in zip(written_for, pieces, strict=True):
             translations[row] = " ".join(next(said).strip() for _ in parts).strip()
         return translations
+
+    @property
+    def _decode(self) -> Callable[..., list[list[int]]]:
+        from hf_transfer.ctranslate2_engine import CTranslate2Engine
+        from hf_transfer.decoding import decode
+
+        return self.model.decode if isinstance(self.model, CTranslate2Engine) else partial(decode, self.model)
 
     def _tag(self, domain: str | None) -> str:
         if domain is None:
@@ -128,7 +135,8 @@ class Translator:
         from hf_transfer.knn import knn_logits
 
         store, choice = self.neighbours
-        return knn_logits(self.model, store, choice.neighbours, choice.interpolation, choice.temperature)
+        model: Any = self.model
+        return knn_logits(model, store, choice.neighbours, choice.interpolation, choice.temperature)
 
 
 def make_translator(
@@ -148,6 +156,22 @@ def make_translator(
         assert choice is not None, f"{folder / 'knn'} holds a datastore without settings"
         neighbours = (store, choice)
     return Translator(model.eval(), tokenizer, labels, convention, limit, neighbours)
+
+
+def open_export(folder: Path, labels: LabelSpace, max_length: int | None, device: str | None = None) -> Translator:
+    """A ``Translator`` around what ``export_ctranslate2`` wrote into ``folder``.
+
+    Raises:
+        InputError: CTranslate2 is missing, the folder is damaged, or the device is none that it can use.
+    """
+    from hf_transfer.ctranslate2_engine import CTranslate2Engine
+    from hf_transfer.languages import find_convention
+
+    engine = CTranslate2Engine(folder, device)
+    tokenizer, wanted = engine.tokenizer, max_length or MAX_LENGTH
+    positions = getattr(engine.config, "max_position_embeddings", None) or wanted
+    limit = min(wanted, positions, tokenizer.model_max_length)
+    return Translator(engine, tokenizer, labels, find_convention(engine.config, tokenizer), limit)
 
 
 def _to_standard_error(text: str) -> None:

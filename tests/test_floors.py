@@ -52,6 +52,7 @@ FLOORS = {
     "predict": 3,
     "interpolation": 3,
     "knn": 3,
+    "ctranslate2_engine": 3,
     "train": 3.5,
     "translating": 3.8,
     "loading": 4,
@@ -93,6 +94,7 @@ DOORS = {
         "train",
         "translation_run",
     },
+    "ctranslate2": {"ctranslate2_engine"},
     "evaluate": {"metrics"},
     "huggingface_hub": {"pretrained"},
     "jinja2": {"report/html"},
@@ -107,7 +109,7 @@ DOORS = {
     "safetensors": {"artefact", "adapt/lora", "checkpoint", "loading", "pretrained"},
     "scipy": {"calibration", "controls", "distances", "metrics", "robustness", "significance"},
     "sklearn": {"controls", "distances", "metrics"},
-    "transformers": {"decoding", "features", "languages", "loading", "pretrained"},
+    "transformers": {"ctranslate2_engine", "decoding", "features", "languages", "loading", "pretrained"},
     "yaml": {"command_line", "compare_runs", "config", "rebuild", "report/markdown", "report/tables"},
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -319,10 +319,10 @@ def test_rows_can_be_read_more_than_once_and_are_numbered_from_1(reviews):
 def test_a_row_that_goes_bad_between_the_two_readings_leaves_nothing(models, reviews, tmp_path, monkeypatch):
     plain = predict_file.load
 
-    def load_and_spoil(model, device):
+    def load_and_spoil(model, device, engine):
         with reviews.open("a", encoding="utf-8") as file:
             file.write("6,good,bad\n")
-        return plain(model, device)
+        return plain(model, device, engine)
 
     monkeypatch.setattr(predict_file, "load", load_and_spoil)
     with pytest.raises(InputError, match=r"in.csv:6 has 3 fields"):
