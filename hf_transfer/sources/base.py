@@ -275,8 +275,8 @@ def missing_columns(parts: Sequence[Part], data: DataConfig, fields: Sequence[st
     problems = []
     if empty and wanted:
         is_are = "is" if len(empty) == 1 else "are"
-        columns = " and ".join(map(repr, wanted))
-        problems.append(f"{shown(empty)} {is_are} empty: expected rows with {columns}.")
+        expected = " and ".join(map(repr, wanted))
+        problems.append(f"{shown(empty)} {is_are} empty: expected rows with {expected}.")
     for field in fields:
         column = getattr(data, field)
         lacking: dict[tuple[str, ...], list[str]] = {}
