@@ -783,10 +783,12 @@ def _learning_curves(groups: Groups, scores: Sequence[Mapping[str, Any]], metric
             for s in with_target
             if base_of(s) == base and s.target_domain == domain and s.with_source == with_source and name in groups[s]
         ]
-        if with_source and name in groups.get(base, {}):
-            settings.append(base)
         settings.sort(key=lambda s: s.target_examples)
         pooled = [_pooled(scores, metric, setting, name) for setting in settings]
+        start = name if with_source else "before"  # without the source, none of the target is the checkpoint as it comes
+        if start in groups.get(base, {}):
+            settings.insert(0, base)
+            pooled.insert(0, _pooled(scores, metric, base, start))
         points = [row.get(str(domain), {}) for row in pooled]
         curves.append(
             {
