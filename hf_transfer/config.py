@@ -678,7 +678,7 @@ def check_config(config: Config) -> Config:
 
 def chosen_values(config: RunConfig) -> str:
     """What null stands for in rates and label smoothing, which go by task and strategy; "" where all are given."""
-    names = [config.adapt.strategy]
+    names: list[str] = [config.adapt.strategy]
     if isinstance(config, CompareConfig):
         names = [*config.strategies, *(name for name in config.controls if name == "scratch")]
     rates, head_rates = [], []

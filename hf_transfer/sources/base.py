@@ -275,8 +275,7 @@ def missing_columns(parts: Sequence[Part], data: DataConfig, fields: Sequence[st
     problems = []
     if empty and wanted:
         is_are = "is" if len(empty) == 1 else "are"
-        columns = " and ".join(map(repr, wanted))
-        problems.append(f"{shown(empty)} {is_are} empty: expected rows with {columns}.")
+        problems.append(f"{shown(empty)} {is_are} empty: expected rows with {' and '.join(map(repr, wanted))}.")
     for field in fields:
         column = getattr(data, field)
         lacking: dict[tuple[str, ...], list[str]] = {}
