@@ -785,7 +785,9 @@ def _learning_curves(groups: Groups, scores: Sequence[Mapping[str, Any]], metric
         ]
         settings.sort(key=lambda s: s.target_examples)
         pooled = [_pooled(scores, metric, setting, name) for setting in settings]
-        start = name if with_source else "before"  # without the source, none of the target is the checkpoint as it comes
+        start = (
+            name if with_source else "before"
+        )  # without the source, none of the target is the checkpoint as it comes
         if start in groups.get(base, {}):
             settings.insert(0, base)
             pooled.insert(0, _pooled(scores, metric, base, start))

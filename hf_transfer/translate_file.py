@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -80,7 +81,7 @@ def translate_lines(
     started = noted = time.monotonic()
     count = 0
     for lines in _chunks(stream, lines_at_once, name):
-        for text in translator.translate(lines, **how):
+        for text in translator.translate(lines, first_number=count + 1, **how):
             out.write(" ".join(text.split("\n")) + "\n")
         out.flush()
         count += len(lines)
@@ -119,7 +120,11 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 def _written(path: str) -> Iterator[TextIO]:
     """The output, which appears whole or not at all; standard output is written as it comes."""
     if path == "-":
-        yield sys.stdout
+        out = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="\n")  # whatever the locale says
+        try:
+            yield out
+        finally:
+            out.detach()
         return
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

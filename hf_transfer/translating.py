@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_LENGTH = 512
 """Tokens of a source where neither the model nor its metadata says less."""
 TOKENS_PER_BATCH = 8192
+NUMBERS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Translator:
         domain: str | None = None,
         on_batch: Callable[[int], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
+        first_number: int = 1,
     ) -> list[str]:
         """Translations of ``texts`` in their order; a text of white space alone stays "".
 
@@ -66,6 +68,7 @@ class Translator:
             domain: tag in front of every text, for a model that was adapted with ``data.domain_tags``.
             on_batch: called with the number of pieces that were just translated.
             on_notice: called with a sentence about texts that were too long; by default it goes to standard error.
+            first_number: what the first of ``texts`` is called there, the line of a file say.
 
         Raises:
             InputError: a language that the checkpoint does not know, or a tag that the model was not adapted with.
@@ -95,8 +98,7 @@ class Translator:
             text = texts[written_for[i]]
             pieces[i] = ids_of(split_long(text, lambda part: len(ids_of([part])[0]), self.max_length))
         if too_long:
-            notice = f"{len(too_long):,} texts have more than {self.max_length} tokens and are split at sentence ends."
-            (on_notice or _to_standard_error)(notice)
+            (on_notice or _to_standard_error)(self._too_long([first_number + written_for[i] for i in too_long]))
         flat = [ids for parts in pieces for ids in parts]
         with self._with_neighbours():
             answers = self._decode(
@@ -120,6 +122,15 @@ class Translator:
         from hf_transfer.decoding import decode
 
         return self.model.decode if isinstance(self.model, CTranslate2Engine) else partial(decode, self.model)
+
+    def _too_long(self, numbers: Sequence[int]) -> str:
+        is_one = len(numbers) == 1
+        more = f" and {len(numbers) - NUMBERS_SHOWN:,} more" if len(numbers) > NUMBERS_SHOWN else ""
+        which = ", ".join(map(str, numbers[:NUMBERS_SHOWN])) + more
+        return (
+            f"{len(numbers):,} text{'' if is_one else 's'} ({which}) {'has' if is_one else 'have'} more than "
+            f"{self.max_length} tokens and {'is' if is_one else 'are'} split at sentence ends."
+        )
 
     def _tag(self, domain: str | None) -> str:
         if domain is None:
