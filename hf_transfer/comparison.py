@@ -123,7 +123,10 @@ def compare_with_controls(
     for control in runs[1:]:
         for domain, mine in runs[0].predictions.items():
             difference = tests.on_domain([mine], [control.predictions[domain]], domain)
-            found.append(_comparison("control", domain, "adapted", control.strategy, difference, tests.metric))
+            is_alone = domain in _alone(runs[0])
+            found.append(
+                _comparison("control", domain, "adapted", control.strategy, difference, tests.metric, None, is_alone)
+            )
         for words, difference in _on_means([runs[0]], [control], tests) if _is_translation(results) else ():
             found.append(_comparison("control", words, "adapted", control.strategy, difference, tests.metric))
     joined["comparisons"] = plain(with_verdicts(found, evaluate.confidence))
@@ -395,6 +398,12 @@ def _domains(run: FinishedRun, role: str) -> list[str]:
     return [domain for domain in run.predictions if (domain in own) == (role == "in_domain")]
 
 
+def _alone(run: FinishedRun) -> set[str]:
+    """Domains that are the only one of their role, and stand for it."""
+    of_roles = (_domains(run, role) for role in MEANS)
+    return {domains[0] for domains in of_roles if len(domains) == 1}
+
+
 def _comparisons(groups: Groups, tests: Tests) -> list[dict[str, Any]]:
     """Every comparison that the runs allow, in the order in which they are reported."""
     found: list[dict[str, Any]] = []
@@ -408,8 +417,9 @@ def _comparisons(groups: Groups, tests: Tests) -> list[dict[str, Any]]:
         pairs += [("strategies", a, b) for a, b in combinations(strategies, 2)]
         for question, a, b in pairs:
             by_domain = len(directions) <= MOST_DETAILED_DIRECTIONS
+            alone = _alone(group[a][0])
             for where, difference in _differences(group[a], group[b], tests, by_domain):
-                found.append(_comparison(question, where, a, b, difference, tests.metric, setting))
+                found.append(_comparison(question, where, a, b, difference, tests.metric, setting, where in alone))
         for name in strategies:
             own, others = (_domains(group[name][0], role) for role in ("in_domain", "shifted"))
             if own and others and not is_translation:
@@ -480,8 +490,10 @@ def _comparison(
     difference: Difference,
     metric: str,
     setting: Setting | None = None,
+    alone_in_role: bool = False,
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"question": question, "domain": domain, "metric": metric, "a": a, "b": b}
+    facts["alone_in_role"] = alone_in_role
     if setting is not None:
         facts |= {
             "direction": name_of(setting),
@@ -494,8 +506,8 @@ def _comparison(
 def with_verdicts(found: Sequence[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
     """Comparisons with Holm-adjusted p-values over each family, and the verdicts that follow.
 
-    A family is a question, asked of means over domains or of single domains: each has its own table, and a reader of
-    the few means need not pay for the many domains. What has too few examples for a verdict claims nothing, so that
+    A family is a question, asked of roles as a whole (a mean over domains, or the one domain) or of single domains: a
+    reader of the few need not pay for the many. What has too few examples for a verdict claims nothing, so that
     it does not count as a comparison.
     """
     names = [item.name for item in dataclasses.fields(Difference)]

@@ -295,6 +295,19 @@ def test_p_values_are_adjusted_within_each_question_means_and_domains_apart(join
             assert [item["p_adjusted"] for item in family] == holm([item["p_value"] for item in family])
 
 
+def test_the_only_domain_of_a_role_is_corrected_with_the_means_and_not_with_all_domains():
+    runs = [
+        run_results(name, 0, {d: v - 0.05 * place for d, v in RIGHT.items()}, train=HOME[:1])
+        for place, name in enumerate(("lora", "tfidf"))
+    ]
+    found = of_question(joined_of(runs), "control")
+    roles = [item for item in found if item["domain"] in ("books", "shifted domains")]
+    others = [item for item in found if item not in roles]
+    assert (len(roles), len(others)) == (2, 3)
+    for family in (roles, others):
+        assert [item["p_adjusted"] for item in family] == holm([item["p_value"] for item in family])
+
+
 def test_too_few_examples_give_no_verdict_and_do_not_count_as_comparisons():
     counts = {"books": 200, "dvd": 200, "kitchen": 29, "apps": 30}
     right = {"books": 0.9, "dvd": 0.9, "kitchen": 0.0, "apps": 0.9}

@@ -91,8 +91,11 @@ def best_strategy(results: Mapping[str, Any]) -> str | None:
 
 
 def family_of(item: Mapping[str, Any]) -> tuple[str, bool]:
-    """What a comparison is corrected together with: its question, and whether it is about a mean over domains."""
-    return item["question"], item["domain"] in MEANS.values()
+    """What a comparison is corrected together with: its question, and whether it is about a role as a whole.
+
+    That is a mean over the role's domains, or its domain where it has a single one.
+    """
+    return item["question"], item["domain"] in MEANS.values() or bool(item.get("alone_in_role"))
 
 
 class _Sentences:
