@@ -61,7 +61,7 @@ def test_every_folder_opens_with_the_engine_that_is_asked_for(run_folder: Path, 
         assert isinstance(quick.model, CTranslate2Engine)
         notices: list[str] = []
         assert quick.translate(LINES, beams=1, on_notice=notices.append) == expected
-        assert notices == ["1 texts have more than 64 tokens and are split at sentence ends."]
+        assert notices == ["1 text (7) has more than 64 tokens and is split at sentence ends."]
     assert isinstance(load(run_folder / "ctranslate2", "cpu").model, CTranslate2Engine)
     assert not isinstance(load(run_folder, "cpu").model, CTranslate2Engine)
 
