@@ -31,6 +31,11 @@ class TradeOff:
     curve: tuple[dict[str, float], ...]
     """``alpha, in_domain, general`` of each point; general is nan where there is no general text."""
 
+    @property
+    def value(self) -> float:
+        """In-domain validation at the chosen point."""
+        return next(point["in_domain"] for point in self.curve if point["alpha"] == self.alpha)
+
 
 def start_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of all parameters, by name."""
@@ -63,15 +68,15 @@ def choose_interpolation(
     nothing of what is forgotten.
     """
     end = start_weights(model)
-    points = sorted({*ALPHAS, *([adapt.interpolation] if adapt.interpolation is not None else [])})
+    chosen = adapt.interpolation
+    if chosen is None and validate_general is None:
+        chosen = WITHOUT_GENERAL
+    points = sorted({*ALPHAS, *([] if chosen is None else [chosen])})
     curve = []
     for alpha in points:
         interpolate(model, start, end, alpha)
         general = validate_general(model) if validate_general else math.nan
         curve.append({"alpha": alpha, "in_domain": validate(model), "general": general})
-    chosen = adapt.interpolation
-    if chosen is None and validate_general is None:
-        chosen = WITHOUT_GENERAL
     if chosen is None:
         sign, weight = (1 if higher_is_better else -1), adapt.general_weight
         best = max(curve, key=lambda point: sign * ((1 - weight) * point["in_domain"] + weight * point["general"]))

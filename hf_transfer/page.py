@@ -50,6 +50,7 @@ from hf_transfer.records import (
     Pretrained,
     ShiftReport,
     Text,
+    TrainResult,
 )
 from hf_transfer.report import Progress, build_results, describe_environment, print_results
 from hf_transfer.report.examples import describe_calibration, describe_examples
@@ -158,9 +159,9 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     def predict_rows(rows: Any, model: Any, how: TaskFunctions = functions) -> Predictions:
         return predict(model, rows, how, accelerator, config.evaluate.tokens_per_batch)
 
-    def validate_on(rows: Dataset) -> Callable[[Any], float]:
+    def validate_on(rows: Dataset, how: TaskFunctions = functions) -> Callable[[Any], float]:
         chosen = draw_validation(rows, labels, config)
-        quick = quicker(functions)
+        quick = quicker(how)
         return lambda model: score(metrics[0], predict_rows(chosen, model, quick)) if len(chosen) else math.nan
 
     # training
@@ -194,8 +195,10 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 adapted.model, start, config.adapt, higher_is_better, chooser.validate, validate_general
             )
             extra = dataclasses.replace(extra, trade_off=trade_off)
+            trained = _revalued(trained, trade_off.value)
         if config.adapt.strategy == "knn":
             functions, extra = with_datastore(adapted, encoded, functions, pretrained, config, accelerator, progress)
+            trained = _revalued(trained, validate_on(encoded.validation, functions)(adapted.model))
 
         # scores
         started = time.perf_counter()
@@ -266,6 +269,11 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         )
     accelerator.wait_for_everyone()
     return RunResult(results, shift, predictions, output_dir)
+
+
+def _revalued(trained: TrainResult, value: float) -> TrainResult:
+    """With the validation score of the model as it is used from here on."""
+    return dataclasses.replace(trained, selection=dataclasses.replace(trained.selection, value=value))
 
 
 def _mixed(encoded: EncodedSplits, config: RunConfig) -> tuple[EncodedSplits, tuple[str, ...]]:

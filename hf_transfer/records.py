@@ -253,6 +253,7 @@ class TrainResult:
     """What the loop leaves: the model is changed in place."""
 
     selection: Selection
+    """Its value is that of the model as it is used, where weights are interpolated or neighbours added afterwards."""
     steps: int
     history: tuple[dict[str, Any], ...]
     """One record per validation: ``step, epoch, seconds, <metric>``."""

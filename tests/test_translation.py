@@ -14,6 +14,7 @@ from tiny_translation import make_translation_checkpoint
 from torch.nn import functional
 
 import hf_transfer as ht
+from hf_transfer import translation_run
 from hf_transfer.config import RunConfig
 from hf_transfer.encoding import mix_general
 from hf_transfer.interpolation import choose_interpolation
@@ -167,9 +168,12 @@ def test_interpolation_takes_what_is_given_and_the_middle_without_general_text()
 
 
 @pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "interpolated", "knn", "mixed"])
-def test_every_strategy_runs_and_scores_each_domain(strategy, checkpoint, tmp_path):
+def test_every_strategy_runs_and_scores_each_domain(strategy, checkpoint, tmp_path, monkeypatch):
     if strategy == "knn":
         pytest.importorskip("faiss")
+    with_neighbours = []
+    whole = translation_run.knn_logits
+    monkeypatch.setattr(translation_run, "knn_logits", lambda *of: with_neighbours.append(of) or whole(*of))
     data = {"general_source": str(general(tmp_path))} if strategy in ("mixed", "interpolated") else {}
     config = config_of(checkpoint, tmp_path / "run", strategy, **data)
     assert config.problems() == []
@@ -183,6 +187,11 @@ def test_every_strategy_runs_and_scores_each_domain(strategy, checkpoint, tmp_pa
     assert ("trade_off" in translation, "knn" in translation) == (strategy == "interpolated", strategy == "knn")
     lines = (tmp_path / "run" / "translations" / "kitchen.reference.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 4
+    if strategy == "interpolated":
+        curve = {point["alpha"]: point["in_domain"] for point in translation["trade_off"]["curve"]}
+        assert result.results["selection"]["value"] == curve[translation["trade_off"]["alpha"]]
+    # validation and test
+    assert len(with_neighbours) == (2 if strategy == "knn" else 0)
     if strategy == "mixed":
         assert any("general examples are mixed into train" in note for note in result.results["notes"])
 
