@@ -25,6 +25,7 @@ from hf_transfer.adapt.base import Adapted
 from hf_transfer.adapt.lora import save_adapter
 from hf_transfer.ctranslate2_engine import export_ctranslate2
 from hf_transfer.errors import RunError
+from hf_transfer.languages import find_convention, source_heads
 from hf_transfer.loading import EXPORT_NAME, METADATA_NAME, METADATA_SCHEMA, LoadedModel, load
 from hf_transfer.records import Artefact, LabelSpace, Pretrained
 
@@ -78,7 +79,10 @@ def save_artefact(
     }
     kind = "adapter" if adapted.strategy == "lora" else "full"
     if translate is not None:
+        convention = find_convention(adapted.model.config, pretrained.tokenizer)
+        (head,) = source_heads(convention, [labels.source_lang], [labels.target_lang], labels.source_prefix)
         metadata |= {
+            "source_head": head,
             "source_lang": labels.source_lang,
             "target_lang": labels.target_lang,
             "source_prefix": labels.source_prefix,
@@ -207,11 +211,11 @@ def _translation_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
             f'base = AutoModelForSeq2SeqLM.from_pretrained("{metadata["base_checkpoint"]}")\n'
             'model = PeftModel.from_pretrained(base, "PATH")'
         )
-    prefix = metadata["source_prefix"]
+    text = json.dumps(f"{metadata['source_head']}some text", ensure_ascii=False)
     lines += [
         'tokenizer = AutoTokenizer.from_pretrained("PATH")',
         opened,
-        f'inputs = tokenizer(["{prefix}some text"], return_tensors="pt", padding=True)',
+        f'inputs = tokenizer([{text}], return_tensors="pt", padding=True)',
         "print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))",
     ]
     languages = " to ".join(language for language in (metadata["source_lang"], metadata["target_lang"]) if language)

@@ -378,6 +378,20 @@ def _suggest(given: str, aliases: dict[str, str], what: str, count: int | None =
 # --- text to tokens ----------------------------------------------------------------------------------------------
 
 
+def source_heads(convention: Convention, sources: Sequence[str], targets: Sequence[str], prefix: str = "") -> list[str]:
+    """[examples] what stands in front of a text so that the model knows what to do with it: T5's task, Marian's code.
+
+    Args:
+        sources, targets: [examples] languages in the checkpoint's form.
+        prefix: put before every text as it is; in place of T5's own.
+    """
+    if convention.prefix and not prefix:
+        return [convention.prefix.format(source=s, target=t) for s, t in zip(sources, targets, strict=True)]
+    if convention.family == "marian-multi":  # the code counts at the very beginning only
+        return [f"{target} {prefix}" if target else prefix for target in targets]
+    return [prefix] * len(targets)
+
+
 def encode_source(
     convention: Convention,
     tokenizer: PreTrainedTokenizerBase,
@@ -392,15 +406,10 @@ def encode_source(
         texts: [examples].
         source_lang: one language in the checkpoint's form (see ``resolve_languages``), or [examples] of them.
         target_lang: likewise.
-        prefix: put before every text as it is; in place of T5's own.
+        prefix: as in ``source_heads``.
     """
     sources, targets = _per_example(source_lang, len(texts)), _per_example(target_lang, len(texts))
-    if convention.prefix and not prefix:
-        heads = [convention.prefix.format(source=s, target=t) for s, t in zip(sources, targets, strict=True)]
-    elif convention.family == "marian-multi":  # the code counts at the very beginning only
-        heads = [f"{target} {prefix}" if target else prefix for target in targets]
-    else:
-        heads = [prefix] * len(texts)
+    heads = source_heads(convention, sources, targets, prefix)
     whole = [head + text for head, text in zip(heads, texts, strict=True)]
     if not convention.forces_bos:
         return _tokenize(tokenizer, whole, special=True)

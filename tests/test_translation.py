@@ -253,6 +253,21 @@ def test_stock_transformers_writes_with_a_saved_model_and_says_nothing(family, t
 
 
 @pytest.mark.recipe
+def test_the_stock_example_beside_a_model_says_what_it_was_adapted_to(tmp_path):
+    config = config_of(make_translation_checkpoint("t5", tmp_path / "t5"), tmp_path / "run")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=1))
+    adapt(config, read(config))
+    model = tmp_path / "run" / "model"
+    stock = (model / "README.md").read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
+    assert 'tokenizer(["translate English to German: some text"]' in stock
+    code = stock.replace("PATH", str(model)).replace("some text", "The oven is hot.")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (ours,) = ht.load(model).translate(["The oven is hot."], beams=2)
+    # a model of random weights never ends, and stock goes on for longer: the beginning tells
+    assert len(ours) > 20 and ran.stdout.startswith(f"['{ours[:20]}")
+
+
+@pytest.mark.recipe
 def test_a_run_ends_in_a_model_that_translates_the_same_in_a_fresh_process(tmp_path):
     folder = make_translation_checkpoint("m2m100", tmp_path / "m2m100")
     config = config_of(folder, tmp_path / "run", "lora")
