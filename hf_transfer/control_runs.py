@@ -94,10 +94,7 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return {}
-    translation = {}
-    if labels.problem == "translation":
-        translation = describe_translation(fitted.test, splits, metrics, labels.tokenize, TranslationExtra())
-        write_translations(Path(config.output_dir) / "translations", fitted.test)
+    write_translations(Path(config.output_dir) / "translations", fitted.test, labels)
     value = score(metrics[0], fitted.validation) if len(fitted.validation.example_ids) else math.nan
     return build_results(
         task=config.task,
@@ -127,7 +124,7 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
             config.evaluate.confidence,
             config.seed,
         ),
-        translation=translation,
+        translation=describe_translation(fitted.test, splits, labels, metrics, TranslationExtra()),
     )
 
 

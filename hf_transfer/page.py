@@ -27,7 +27,6 @@ from hf_transfer.ctranslate2_engine import check_export
 from hf_transfer.encoding import encode, mix_general
 from hf_transfer.features import FeatureStore, stored_body
 from hf_transfer.folder import check_output_dir, open_run_folder
-from hf_transfer.interpolation import choose_interpolation, start_weights
 from hf_transfer.launch import (
     check_sharding,
     leave_processes,
@@ -50,7 +49,6 @@ from hf_transfer.records import (
     Pretrained,
     ShiftReport,
     Text,
-    TrainResult,
 )
 from hf_transfer.report import Progress, build_results, describe_environment, print_results
 from hf_transfer.report.examples import describe_calibration, describe_examples
@@ -62,13 +60,13 @@ from hf_transfer.tasks import TASKS, TaskFunctions
 from hf_transfer.text import read_text
 from hf_transfer.train import Chooser, plan_stages, train
 from hf_transfer.translation_run import (
-    TranslationExtra,
     describe_translation,
     draw_validation,
+    finish_strategy,
     no_vocabulary_left,
-    proof_of_translation,
+    proof_of_artefact,
     quicker,
-    with_datastore,
+    start_of,
     with_vocabulary,
     write_translations,
 )
@@ -154,7 +152,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     check_sharding(accelerator, adapted.model, settings.l2_sp)
     reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
-    start = start_weights(adapted.model) if config.adapt.strategy == "interpolated" else {}
+    start = start_of(adapted.model, config.adapt)
 
     def predict_rows(rows: Any, model: Any, how: TaskFunctions = functions) -> Predictions:
         return predict(model, rows, how, accelerator, config.evaluate.tokens_per_batch)
@@ -172,7 +170,6 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     plans = plan_stages(adapted.stages, len(encoded.train), settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
-    extra = TranslationExtra()
     with (
         stored_body(adapted, _body_key(pretrained, config.seed), store, trial.inputs) as is_stored,
         Progress(
@@ -189,16 +186,10 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         trained = train(
             adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress
         )
-        if config.adapt.strategy == "interpolated":
-            validate_general = validate_on(encoded.general_validation) if encoded.general_validation else None
-            trade_off = choose_interpolation(
-                adapted.model, start, config.adapt, higher_is_better, chooser.validate, validate_general
-            )
-            extra = dataclasses.replace(extra, trade_off=trade_off)
-            trained = _revalued(trained, trade_off.value)
-        if config.adapt.strategy == "knn":
-            functions, extra = with_datastore(adapted, encoded, functions, pretrained, config, accelerator, progress)
-            trained = _revalued(trained, validate_on(encoded.validation, functions)(adapted.model))
+        functions, trained, extra = finish_strategy(
+            adapted, trained, start, encoded, functions, validate_on, pretrained, config, higher_is_better,
+            accelerator, progress,
+        )  # fmt: skip
 
         # scores
         started = time.perf_counter()
@@ -218,10 +209,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     if accelerator.is_main_process:
         artefact = Artefact("none", "", False, math.nan, 0)
         if keep_model:
-            proof = splits.train.select(range(min(PROOF_EXAMPLES, len(splits.train))))
-            translate = None
-            if task.name == "translation":
-                proof, translate = proof_of_translation(encoded, splits, labels, functions, PROOF_EXAMPLES)
+            proof, translate = proof_of_artefact(encoded, splits, labels, functions, PROOF_EXAMPLES)
             artefact = save_artefact(
                 output_dir,
                 adapted,
@@ -235,10 +223,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 translate,
                 extra.store,
             )
-        translation = {}
-        if task.name == "translation":
-            translation = describe_translation(predictions, splits, metrics, labels.tokenize, extra)
-            write_translations(output_dir / "translations", predictions)
+        write_translations(output_dir / "translations", predictions, labels)
         results = build_results(
             task=task.name,
             seed=config.seed,
@@ -265,15 +250,10 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 labels, predictions_by_role(predictions, splits), validation, config.evaluate.confidence, config.seed
             ),
             training=describe_training(folder.log, trained.history) if adapted.stages else {},
-            translation=translation,
+            translation=describe_translation(predictions, splits, labels, metrics, extra),
         )
     accelerator.wait_for_everyone()
     return RunResult(results, shift, predictions, output_dir)
-
-
-def _revalued(trained: TrainResult, value: float) -> TrainResult:
-    """With the validation score of the model as it is used from here on."""
-    return dataclasses.replace(trained, selection=dataclasses.replace(trained.selection, value=value))
 
 
 def _mixed(encoded: EncodedSplits, config: RunConfig) -> tuple[EncodedSplits, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from torch import nn
 
 from hf_transfer.adapt import Adapted
 from hf_transfer.batching import sorted_batches
-from hf_transfer.config import ModelConfig, RunConfig
+from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig
 from hf_transfer.errors import InputError
-from hf_transfer.interpolation import TradeOff
+from hf_transfer.interpolation import TradeOff, choose_interpolation, start_weights
 from hf_transfer.knn import Datastore, KnnChoice, knn_logits
-from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text
+from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text, TrainResult
 from hf_transfer.shift import split_predictions
 from hf_transfer.tasks import TaskFunctions
 from hf_transfer.tasks.translation import tagged
@@ -113,6 +115,47 @@ def quicker(functions: TaskFunctions) -> TaskFunctions:
     return dataclasses.replace(functions, translate=partial(functions.translate, beams=1))
 
 
+def start_of(model: nn.Module, adapt: AdaptConfig) -> dict[str, torch.Tensor]:
+    """The weights that a strategy needs again after the loop; {} for most."""
+    return start_weights(model) if adapt.strategy == "interpolated" else {}
+
+
+def finish_strategy(
+    adapted: Adapted,
+    trained: TrainResult,
+    start: Mapping[str, torch.Tensor],
+    encoded: EncodedSplits,
+    functions: TaskFunctions,
+    validate_on: Callable[..., Callable[[Any], float]],
+    pretrained: Pretrained,
+    config: RunConfig,
+    higher_is_better: bool,
+    accelerator: Accelerator,
+    progress: ProgressBar,
+) -> tuple[TaskFunctions, TrainResult, TranslationExtra]:
+    """Do what a strategy has left for after the loop; for most that is nothing.
+
+    ``interpolated`` walks back towards ``start``, ``knn`` builds its datastore. The validation score of the result is
+    then that of the model as it is used from here on.
+
+    Args:
+        validate_on: makes, of encoded rows and functions, what scores a model on them.
+    """
+    extra, name = TranslationExtra(), config.adapt.strategy
+    value = trained.selection.value
+    if name == "interpolated":
+        validate, general = validate_on(encoded.validation), encoded.general_validation
+        trade_off = choose_interpolation(
+            adapted.model, start, config.adapt, higher_is_better, validate, validate_on(general) if general else None
+        )
+        extra, value = TranslationExtra(trade_off=trade_off), trade_off.value
+    elif name == "knn":
+        functions, extra = with_datastore(adapted, encoded, functions, pretrained, config, accelerator, progress)
+        value = validate_on(encoded.validation, functions)(adapted.model)
+    selection = dataclasses.replace(trained.selection, value=value)
+    return functions, dataclasses.replace(trained, selection=selection), extra
+
+
 def with_datastore(
     adapted: Adapted,
     encoded: EncodedSplits,
@@ -161,13 +204,17 @@ def _sorted(rows: Dataset) -> list[np.ndarray]:
     return sorted_batches(np.asarray(rows["length"]), TOKENS_PER_DATASTORE_BATCH)
 
 
-def proof_of_translation(
+def proof_of_artefact(
     encoded: EncodedSplits, splits: DomainSplits, labels: LabelSpace, functions: TaskFunctions, most: int
-) -> tuple[Dataset, Callable[[Any], list[str]]]:
-    """Test rows whose translations prove that a saved model loads, and what a model writes for them, greedily.
+) -> tuple[Dataset, Callable[[Any], list[str]] | None]:
+    """Rows whose outputs prove that a saved model loads: of train, by their logits; of translation, of test, and what
+    a model writes for them, greedily.
 
-    They are short enough to be one piece, of one pair of languages, and their sources have the tag of their domain.
+    The latter are short enough to be one piece, of one pair of languages, and their sources have the tag of their
+    domain.
     """
+    if labels.problem != "translation":
+        return splits.train.select(range(min(most, len(splits.train)))), None
     domain = next(name for name, rows in encoded.test.items() if len(rows))
     rows, plain = encoded.test[domain], splits.test[domain]
     pair = ("source_lang", "target_lang")
@@ -186,13 +233,11 @@ def proof_of_translation(
 
 
 def describe_translation(
-    predictions: Predictions,
-    splits: DomainSplits,
-    metrics: Sequence[str],
-    tokenize: str,
-    extra: TranslationExtra,
+    predictions: Predictions, splits: DomainSplits, labels: LabelSpace, metrics: Sequence[str], extra: TranslationExtra
 ) -> dict[str, Any]:
-    """What results.json says of translations beside their scores: numbers only, no text."""
+    """What results.json says of translations beside their scores, numbers only and no text; {} of other tasks."""
+    if labels.problem != "translation":
+        return {}
     from hf_transfer.translation_scores import quality_counts, sacrebleu_interval, signature
 
     domains = {}
@@ -209,7 +254,7 @@ def describe_translation(
         }
     described: dict[str, Any] = {
         "domains": domains,
-        "signatures": {name: signature(name, tokenize) for name in metrics},
+        "signatures": {name: signature(name, labels.tokenize) for name in metrics},
     }
     if extra.trade_off is not None:
         described["trade_off"] = dataclasses.asdict(extra.trade_off)
@@ -218,8 +263,13 @@ def describe_translation(
     return described
 
 
-def write_translations(folder: Path, predictions: Predictions) -> None:
-    """One file per domain and side, a line per test example in their order: what sacrebleu's command line takes."""
+def write_translations(folder: Path, predictions: Predictions, labels: LabelSpace) -> None:
+    """One file per domain and side, a line per test example in their order: what sacrebleu's command line takes.
+
+    Nothing of other tasks.
+    """
+    if labels.problem != "translation":
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for domain, part in split_predictions(predictions).items():
         name = re.sub(r"[^\w.-]", "-", domain)
