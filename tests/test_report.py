@@ -656,6 +656,19 @@ def test_a_note_stands_on_its_own_line_beside_the_bar(clock):
     assert "step 1  validation [accuracy] 0.9\n" in console.text
 
 
+def test_texts_that_are_written_are_counted_and_never_more_than_there_are(clock):
+    console = Terminal(terminal=False)
+    with Progress(total_steps=0, console=console) as progress:
+        count = progress.scored(30)
+        for seconds, texts in ((4, 8), (16, 12), (20, 14)):  # the first is too early for a line, the last in parts
+            clock[0] += seconds
+            count(texts)
+    assert console.text.splitlines() == [
+        "translated 20 of 30 sentences (1.0 sentences/s, 0:10 left)",
+        "translated 30 of 30 sentences (0.8 sentences/s)",
+    ]
+
+
 @pytest.mark.parametrize("reason", ["no terminal", "CI"])
 def test_where_nobody_watches_only_notes_are_printed_each_on_one_line(clock, monkeypatch, reason):
     if reason == "CI":

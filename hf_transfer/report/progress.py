@@ -87,7 +87,7 @@ class Progress:
 
         def count(more: int) -> None:
             nonlocal done, last
-            done += more
+            done = min(done + more, total)  # a long text is written in several parts, each of which is counted
             now = time.monotonic()
             if now - last >= SECONDS_PER_NOTE or (done >= total and now - started >= SECONDS_PER_NOTE):
                 last = now
