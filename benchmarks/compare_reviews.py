@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import hf_transfer as ht
@@ -62,11 +63,11 @@ def main() -> None:
             print(json.dumps({"comparison": name, "answer": results["answer"]}))
 
 
-def keep(source: Path, target: Path, picture: str) -> None:
-    """Copy what may be committed of a comparison in ``source`` to ``target``."""
+def keep(source: Path, target: Path, picture: str, metrics: Sequence[str] = ()) -> None:
+    """Copy what may be committed of a comparison in ``source`` to ``target``; of scores ``metrics``, or the main one."""
     target.mkdir(parents=True, exist_ok=True)
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
-    results["scores"] = [score for score in results["scores"] if score["metric"] == results["metric"]]
+    results["scores"] = [score for score in results["scores"] if score["metric"] in (metrics or [results["metric"]])]
     for pair in results["distances"]:
         pair["words"] = None
     (target / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
