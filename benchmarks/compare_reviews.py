@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def keep(source: Path, target: Path, picture: str, metrics: Sequence[str] = ()) -> None:
-    """Copy what may be committed of a comparison in ``source`` to ``target``; of scores ``metrics``, or the main one."""
+    """Copy what may be committed of a comparison in ``source`` to ``target``; of scores ``metrics`` or the main one."""
     target.mkdir(parents=True, exist_ok=True)
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     results["scores"] = [score for score in results["scores"] if score["metric"] in (metrics or [results["metric"]])]
