@@ -206,7 +206,7 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
         target_examples=(setting.target_examples,) if setting.target_examples else (),
         with_source=setting.with_source,
     )
-    if name != "mixed":  # general text is scored in every run, and learnt from in this one
+    if name not in ("mixed", "interpolated"):  # general text is scored in every run, and learnt from in these
         data = dataclasses.replace(data, general_share=None)
     if not setting.with_source and config.task == "classification":  # a few target examples need not show every class
         data = dataclasses.replace(data, label_names=_source_text(config, texts).labels.names)

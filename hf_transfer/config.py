@@ -133,7 +133,7 @@ class DataConfig:
     general_source: str | None = None
     """Translation: general text in any form of `source`; its test part shows what is forgotten, its train part is mixed in by `mixed`."""
     general_share: float | None = None
-    """Translation: share of the training tokens that general text makes up; by default a half with `mixed`, none otherwise."""
+    """Translation: share of the training tokens that general text makes up; by default a half with `mixed`, none otherwise; a comparison keeps it to `mixed` and `interpolated`."""
     domain_tags: bool = False
     """Translation: put the domain's name in front of every source (`emea: ...`), `general: ` where it was not trained on."""
     domain_column: str | None = None

@@ -6,6 +6,7 @@ import pytest
 from tiny_translation import PAIRS, make_translation_checkpoint
 
 import hf_transfer as ht
+from hf_transfer import compare_runs
 from hf_transfer.report import read_results
 
 pytestmark = pytest.mark.recipe
@@ -94,3 +95,23 @@ def test_reports_hold_the_ledger_and_no_sentence_of_the_data(finished):
     }
     for text in (page, markdown, (folder / "results.json").read_text(encoding="utf-8")):
         assert not any(sentence in text for pair in PAIRS for sentence in pair)
+
+
+def test_a_share_of_general_text_is_learnt_from_by_mixed_and_interpolated_alone(tmp_path):
+    rows = "".join(f"{source}\t{target}\n" for source, target in PAIRS[:24])
+    (tmp_path / "general.tsv").write_text("source\ttarget\n" + rows, encoding="utf-8")
+    config = ht.CompareConfig(
+        task="translation",
+        data=ht.DataConfig(
+            source="bundled:phrases", source_lang="en", target_lang="de",
+            general_source=str(tmp_path / "general.tsv"), general_share=0.3,
+        ),
+        model=ht.ModelConfig(checkpoint="org/model"),
+        strategies=("full", "lora", "mixed", "interpolated"),
+        controls=("before",),
+        seeds=(0,),
+    )  # fmt: skip
+    planned = {
+        run.strategy: run.config.data.general_share for run in compare_runs.plan_runs(config, compare_runs.Texts())
+    }
+    assert planned == {"before": None, "full": None, "lora": None, "mixed": 0.3, "interpolated": 0.3}
