@@ -91,7 +91,7 @@ def prepare(data: Path, folder: Path) -> tuple[Path, Path]:
     everyday = pq.read_table(data / "tatoeba_anki_en_de" / "train.parquet")
     step = len(everyday) // (EVERYDAY_SAMPLE + TEST_PAIRS)  # the file is sorted by length
     sample = range(0, step * (EVERYDAY_SAMPLE + TEST_PAIRS), step)
-    tested = sample[:: len(sample) // TEST_PAIRS][:TEST_PAIRS]
+    tested = list(sample[:: len(sample) // TEST_PAIRS])[:TEST_PAIRS]
     rest = sorted(set(range(len(everyday))) - set(tested))
     learnt = rest[:: len(rest) // EVERYDAY_TRAIN_PAIRS][:EVERYDAY_TRAIN_PAIRS]
     general = [
