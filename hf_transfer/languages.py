@@ -273,6 +273,23 @@ def resolve_languages(
     return found[0], found[1]
 
 
+def other_pair(
+    convention: Convention, tokenizer: PreTrainedTokenizerBase, source_lang: str, target_lang: str
+) -> str:
+    """A sentence where a bilingual tokenizer says that it was made for other languages; "" where it agrees or is
+    silent. It may be meant (German to Dutch is a fair start), so that it is no error."""
+    if convention.family != "marian":
+        return ""
+    own = [str(getattr(tokenizer, f"{side}_lang", None) or "") for side in ("source", "target")]
+    pairs = zip(own, (source_lang, target_lang), strict=True)
+    if all(not had or not given or _parse(had)[0] == _parse(given)[0] for had, given in pairs):
+        return ""
+    return (
+        f"The tokenizer says that the checkpoint translates {own[0] or '?'} to {own[1] or '?'}; it is taught "
+        f"{source_lang or '?'} to {target_lang or '?'} here."
+    )
+
+
 def _resolve(convention: Convention, tokenizer: PreTrainedTokenizerBase, side: str, given: str) -> str:
     codes = language_codes(convention, tokenizer)
     option = f"--data.{side}_lang"

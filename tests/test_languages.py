@@ -23,6 +23,7 @@ from hf_transfer.languages import (
     find_convention,
     forced_bos,
     language_codes,
+    other_pair,
     prepare_generation,
     resolve_languages,
     two_letter_code,
@@ -176,6 +177,19 @@ def test_a_code_that_the_vocabulary_has_lost_is_not_offered(opened):
 def test_bilingual_checkpoints_take_languages_as_names(opened):
     _, tokenizer = opened("marian")
     assert resolve_languages(CONVENTIONS["marian"], tokenizer, "Klingon", None) == ("Klingon", "")
+
+
+def test_a_bilingual_checkpoint_of_another_pair_is_said(opened):
+    _, tokenizer = opened("marian")
+    tokenizer.source_lang, tokenizer.target_lang = "eng", "de"
+    marian = CONVENTIONS["marian"]
+    for agreed in (("en", "German"), ("", ""), ("English", "")):
+        assert other_pair(marian, tokenizer, *agreed) == ""
+    said = other_pair(marian, tokenizer, "en", "klingon")
+    assert said == "The tokenizer says that the checkpoint translates eng to de; it is taught en to klingon here."
+    tokenizer.source_lang = tokenizer.target_lang = None
+    assert other_pair(marian, tokenizer, "en", "klingon") == ""
+    assert other_pair(CONVENTIONS["nllb"], tokenizer, "en", "klingon") == ""
 
 
 def test_a_prefix_of_the_users_own_makes_languages_of_t5_names(opened):

@@ -96,7 +96,7 @@ class Translation:
         # 1. Is it the tokenizer's language at all?
         # 2. Pairs to learn from: input_ids, decoder_input_ids, labels.
         # 3. Texts to translate: pieces (token ids of each part of a long text), forced, source, reference.
-        from hf_transfer.languages import find_convention
+        from hf_transfer.languages import find_convention, other_pair
 
         convention = find_convention(pretrained.model.config, pretrained.tokenizer)
         _check_unknown(splits.train, pretrained)
@@ -118,7 +118,8 @@ class Translation:
         if splits.general_validation is not None:
             general_validation, _ = encode(splits.general_validation, for_training=False)
         left_out += general_left_out
-        notes = []
+        said = other_pair(convention, pretrained.tokenizer, labels.source_lang, labels.target_lang)
+        notes = [said] if said else []
         if left_out:
             notes.append(
                 f"left out {len(left_out):,} train pairs of more than {max_length} tokens on one side "
