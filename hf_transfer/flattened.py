@@ -348,9 +348,10 @@ class _Door:
             undo.callback(layer.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
         undo.callback(self.stack.exit.register_forward_hook(self.leave).remove)
 
-    def enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before each layer, as any of them may be the first (LayerDrop): flatten whatever is not flat yet."""
-        names = _argument_names(type(layer))
+        kind: Any = type(layer)
+        names = _argument_names(kind)
         given = dict(zip(names, args, strict=False)) | kwargs
         states, cache = given["hidden_states"], given.get("past_key_values")
         seen = cache is not None and cache.get_seq_length() > 0

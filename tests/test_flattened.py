@@ -343,6 +343,22 @@ def test_encoder_and_decoder_each_see_their_own_tokens(family, translators):
     assert set(seen) == {(True, 51), (False, 47)}
 
 
+def test_examples_of_equal_length_share_a_call_of_attention(monkeypatch):
+    model = opened("bert")
+    inputs = texts(model, (7, 33, 12, 7, 3, 7))
+    calls = []
+    attention = flat.scaled_dot_product_attention
+
+    def counted(*arguments, **settings):
+        calls.append(arguments[0].shape[0])
+        return attention(*arguments, **settings)
+
+    monkeypatch.setattr(flat, "scaled_dot_product_attention", counted)
+    with flattened(model, inputs["attention_mask"]):
+        model(**inputs)
+    assert calls == [1, 3, 1, 1] * 2  # in each of two layers: one of 3, three of 7, one of 12 and one of 33
+
+
 def test_padding_comes_out_as_zeros():
     model = opened("bert").bert
     inputs = texts(model, (1, 12, 7))
