@@ -28,6 +28,7 @@ FLOORS = {
     "translation_scores": 1,
     "output_layer": 1.5,
     "decoding": 1.5,
+    "flattened": 1.6,
     "batching": 1,
     "duplicates": 1,
     "labels": 1,
@@ -109,7 +110,7 @@ DOORS = {
     "safetensors": {"artefact", "adapt/lora", "checkpoint", "loading", "pretrained"},
     "scipy": {"calibration", "controls", "distances", "metrics", "robustness", "significance"},
     "sklearn": {"controls", "distances", "metrics"},
-    "transformers": {"ctranslate2_engine", "decoding", "features", "languages", "loading", "pretrained"},
+    "transformers": {"ctranslate2_engine", "decoding", "features", "flattened", "languages", "loading", "pretrained"},
     "yaml": {"command_line", "compare_runs", "config", "rebuild", "report/markdown", "report/tables"},
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
