@@ -2,7 +2,7 @@
 
 A window is what one optimizer step learns from. It is drawn at random; only then is it sorted by length and cut.
 Because the loss is summed over the window and divided once, the cut does not change the gradient, so it may be
-chosen for speed alone.
+chosen for speed alone. Where the layers see real tokens only, a window within the budget is not cut at all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import numpy as np
 
 OVERHEAD_TOKENS = 96
 """What one more micro-batch costs beside its tokens, in tokens; measured (benchmarks/LOG.md)."""
+EMBEDDING_SHARE = 0.01
+"""What a token costs that only the embeddings see, relative to one that goes through the layers (benchmarks/LOG.md)."""
+MOST_PADDED = 8
+"""Where layers see real tokens only, padded tokens of a micro-batch may be this many times the budget."""
 
 
 def window_count(examples: int, window_size: int) -> int:
@@ -62,14 +66,20 @@ def share_window(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
     return [np.array(share, dtype=int) for share in shares]
 
 
-def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int) -> list[np.ndarray]:
+def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int, flat: bool = False) -> list[np.ndarray]:
     """Positions of each micro-batch, longest first, so that padding and the number of batches cost least together.
 
     Sorted by length, a micro-batch is a run of neighbours, padded to its longest; dynamic programming over the places
-    to cut minimises sum(padded tokens + OVERHEAD_TOKENS). An example over the budget travels alone.
+    to cut minimises sum(tokens + OVERHEAD_TOKENS). An example over the budget travels alone.
+
+    Args:
+        lengths: [window] tokens of each example.
+        tokens_per_micro_batch: the budget of tokens that go through the layers at once.
+        flat: the layers see real tokens only (flattened.py), so that padding costs what embeddings do with it.
     """
     order = np.argsort(-lengths, kind="stable")
     sorted_lengths = lengths[order]
+    real_before = np.concatenate([[0], np.cumsum(sorted_lengths)])
     count = len(order)
     best = np.full(count + 1, np.inf)
     best[0] = 0.0
@@ -77,8 +87,10 @@ def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int) -> list[np.ndar
     for end in range(1, count + 1):
         starts = np.arange(end)
         padded = sorted_lengths[starts] * (end - starts)
-        allowed = (padded <= tokens_per_micro_batch) | (starts == end - 1)
-        cost = np.where(allowed, best[:end] + padded + OVERHEAD_TOKENS, np.inf)
+        real = real_before[end] - real_before[starts]
+        tokens = real + EMBEDDING_SHARE * (padded - real) if flat else padded
+        fits = (tokens <= tokens_per_micro_batch) & (padded <= MOST_PADDED * tokens_per_micro_batch)
+        cost = np.where(fits | (starts == end - 1), best[:end] + tokens + OVERHEAD_TOKENS, np.inf)
         cut_before[end] = int(cost.argmin())
         best[end] = cost[cut_before[end]]
     pieces = []

@@ -34,8 +34,8 @@ from hf_transfer.config import (
 from hf_transfer.control_runs import DOES_NOT_APPLY, score_control, scratch_config
 from hf_transfer.domain_distances import measure_distances
 from hf_transfer.errors import InputError, RunError
-from hf_transfer.features import FeatureStore
-from hf_transfer.folder import deciding_settings
+from hf_transfer.feature_store import FeatureStore, feature_store
+from hf_transfer.folder import deciding_settings, feature_folder
 from hf_transfer.launch import leave_processes, start_processes
 from hf_transfer.page import adapt
 from hf_transfer.pretrained import find_checkpoint
@@ -47,7 +47,17 @@ from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_rows, read_text
 
-OUTPUTS = ("results.json", "report.md", "report.html", "plan.json", "config.yaml", "distances.json", "figures", "runs")
+OUTPUTS = (
+    "results.json",
+    "report.md",
+    "report.html",
+    "plan.json",
+    "config.yaml",
+    "distances.json",
+    "figures",
+    "runs",
+    "features",
+)
 
 
 @dataclass(frozen=True)
@@ -114,13 +124,15 @@ def compare(
         _open_folder(config, plan)
     accelerator.wait_for_everyone()
     failures: dict[str, str] = {}
-    for number, run in enumerate(plan, start=1):
-        if run.name in done:
-            continue
-        if accelerator.is_main_process:
-            print(f"run {number} of {len(plan)}: {run.name}", flush=True)
-        failures |= _make(run, texts, accelerator.is_main_process)
-        accelerator.wait_for_everyone()
+    with feature_store(feature_folder(config), config.train.feature_cache_bytes, for_several=True) as store:
+        texts.share(store)
+        for number, run in enumerate(plan, start=1):
+            if run.name in done:
+                continue
+            if accelerator.is_main_process:
+                print(f"run {number} of {len(plan)}: {run.name}", flush=True)
+            failures |= _make(run, texts, accelerator.is_main_process)
+            accelerator.wait_for_everyone()
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         results = _report(config, plan, failures, texts)
@@ -134,7 +146,13 @@ class Texts:
 
     def __init__(self) -> None:
         self._texts: dict[Any, Text] = {}
-        self._features = FeatureStore()
+        self._features: FeatureStore | None = None
+
+    def share(self, features: FeatureStore) -> None:
+        """Let all texts, those read before too, look their features up here."""
+        self._features = features
+        for text in self._texts.values():
+            text.shared["features"] = features
 
     def of(self, config: RunConfig) -> Text:
         """The text that ``config`` asks for."""
@@ -143,7 +161,8 @@ class Texts:
         key = (data, config.train.class_weights, config.seed if drawn_by_seed else None)
         if key not in self._texts:
             text = Text(*read_text(data, config.train, TASKS[config.task], config.seed))
-            text.shared["features"] = self._features
+            if self._features is not None:
+                text.shared["features"] = self._features
             self._texts[key] = text
         return self._texts[key]
 

@@ -325,6 +325,8 @@ class TrainConfig:
     """Examples per optimizer step, over all processes and micro-batches."""
     tokens_per_micro_batch: int = 8192
     """Tokens, padding included, that go through the model at once on one process; lower it when memory runs out."""
+    feature_cache_bytes: int = 16 << 30
+    """Bytes of disk, within the output folder and while it lasts, for what the frozen bottom of a model computes and memory does not hold; 0 uses none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on GPUs that have it and fp32 elsewhere: bf16 on a CPU without its units is 3x slower."""
     warmup_fraction: float = 0.1
@@ -380,6 +382,7 @@ class TrainConfig:
                 "l2_sp": 0,
                 "r_drop": 0,
                 "average_checkpoints": 0,
+                "feature_cache_bytes": 0,
             },
         )
         if self.epochs is not None and not 0 < self.epochs < math.inf:

@@ -1,179 +1,406 @@
-"""Floor 2: what a frozen body computes, kept: one forward pass per example in place of one per epoch.
+"""Floor 2: what the frozen bottom of a model computes, kept: one pass per example in place of one per epoch.
 
-The store takes the place of the body's ``forward``: rows that it knows are looked up by their token ids, the others
-are computed and remembered. So the loop, validation and scoring use it without knowing, and so do the other seeds and
-runs of a comparison that start from the same weights.
+Plan. What lies below everything that learns is a fixed function of the token ids, once it runs in eval mode. So its
+outputs are looked up (feature_store.py), and only examples that the store does not know go through it:
+
+1. Nothing of the body learns (probe, the first stage of head_first): the store holds the outputs of the body, and of
+   them only what the head reads.
+2. The bottom k layers do not learn (freeze, lora on upper layers, gradual unfreezing): the store holds hidden states at
+   layer k. The body runs with the layers above k alone, and the first of them is handed the stored states.
+3. Of an encoder-decoder the same for its encoder: wholly frozen, its states are looked up.
+
+The store takes the place of the ``forward`` of the body or encoder. So the loop, validation, decoding and scoring use
+it without knowing, and so do other seeds, strategies and runs of a comparison that start from the same weights. How
+deep the frozen part reaches is not known by name but seen: the deepest layer whose input needs no gradient. Before it
+is used, logits with it must equal those without (``TOLERANCE``); a model where they do not is left alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
-from hf_transfer.adapt.base import Adapted
+from hf_transfer.adapt.base import Adapted, Stage, is_generative
+from hf_transfer.feature_store import MEMORY_BYTES, FeatureStore, Row
+from hf_transfer.flattened import flattened
+from hf_transfer.output_layer import generator_inside
 
-Trial = tuple[int, type]
-"""Positions of each sequence that the head reads, 0 for all; and the record in which the body hands them over."""
-LIMIT_BYTES = 2 << 30
-"""Memory for stored rows; beyond it rows are computed each time. 2 GiB hold 1.4 million examples of which a head reads
-one vector of 384 numbers, and 12,000 of which it reads 118 of them."""
+Inputs = Mapping[str, torch.Tensor]
 TOLERANCE = 1e-5
-"""Largest difference of a logit between a stored and a computed body, relative to its size beyond 1."""
+"""Largest difference of a logit between stored and computed states, relative to its size beyond 1."""
 
 
-class FeatureStore:
-    """Rows of body outputs in memory, by body and token ids."""
+class StoredFeatures:
+    """The frozen bottom of ``adapted.model``, answered for from a store from the first stage of training on; of a model
+    that is not trained, at once."""
 
-    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._rows: dict[tuple[str, bytes], dict[str, torch.Tensor]] = {}
-        self._limit_bytes = limit_bytes
-        self.bytes = 0
-        self.computed = 0
-        """Examples that went through the body."""
-        self.reused = 0
-        """Examples that were looked up."""
+    def __init__(self, adapted: Adapted, body_key: str, store: FeatureStore, batch: Inputs) -> None:
+        self._adapted, self._body_key, self._store, self._batch = adapted, body_key, store, batch
+        self._trained: set[int] = set()
+        self._undo = ExitStack()
+        self._keeps = True
+        self.depth = ""
+        """What is looked up, in words; "" where everything is computed."""
+        if not adapted.stages:
+            self._choose(())
+            self.end()
 
-    def get(self, key: tuple[str, bytes]) -> dict[str, torch.Tensor] | None:
-        """The outputs of one example, each without its batch axis, on the host; None where it is not stored."""
-        return self._rows.get(key)
+    def begin(self, stage: Stage) -> None:
+        """To be called when a stage of training begins: whatever learnt in an earlier one is no longer what was
+        stored."""
+        self._choose(stage.trainable)
 
-    def put(self, key: tuple[str, bytes], row: dict[str, torch.Tensor]) -> None:
-        """Keep ``row`` if there is room."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in row.values())
-        if key not in self._rows and self.bytes + size <= self._limit_bytes:
-            self._rows[key] = row
-            self.bytes += size
+    def end(self) -> None:
+        """To be called when training has ended: what is looked at from here on is looked at once, unless several runs
+        share the store."""
+        self._keeps = self._store.for_several
+        self._store.flush()
+
+    def close(self) -> None:
+        """Give the model its own ``forward`` back."""
+        self._undo.close()
+        self.depth = ""
+
+    def _choose(self, trainable: Sequence[nn.Parameter]) -> None:
+        new = {id(p) for p in trainable} - self._trained
+        if self._trained and not new:
+            return
+        self._trained |= new
+        self.close()
+        model = self._adapted.model
+        with _in_eval_mode(model):
+            device = next(model.parameters()).device
+            inputs = {name: tensor.to(device) for name, tensor in self._batch.items()}
+            with torch.no_grad():
+                expected = model(**inputs).logits
+            for way in _ways(self._adapted, self._trained, inputs):
+                if not self._agrees(way, inputs, expected):
+                    continue
+                key = f"{self._body_key} {way.name}"
+                self._install(way, key, self._store)
+                self.depth = way.name
+                return
+
+    def _agrees(self, way: _Way, inputs: Inputs, expected: torch.Tensor) -> bool:
+        """Whether the model says the same with rows of a store of its own, computed and then looked up."""
+        trial = FeatureStore(MEMORY_BYTES)
+        self._install(way, "trial", trial)
+        try:
+            with torch.no_grad():
+                found = [self._adapted.model(**inputs).logits for _ in range(2)]
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False  # a head that reads other outputs or positions, or layers that need those below
+        finally:
+            self._undo.close()
+        same = [f.shape == expected.shape and torch.allclose(f, expected, TOLERANCE, TOLERANCE) for f in found]
+        return all(same) and trial.reused > 0
+
+    def _install(self, way: _Way, key: str, store: FeatureStore) -> None:
+        part: Any = way.part
+        original = part.forward
+        part.forward = self._forward(way, original, key, store)
+        self._undo.callback(delattr, part, "forward")
+
+    def _forward(self, way: _Way, original: Callable[..., Any], key: str, store: FeatureStore) -> Callable[..., Any]:
+        """A ``forward`` of ``way.part`` that looks rows up."""
+        model = self._adapted.model
+
+        def forward(
+            input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **others: Any
+        ) -> Any:
+            if not _can_be_looked_up(way.part, input_ids, attention_mask, others):
+                return original(input_ids=input_ids, attention_mask=attention_mask, **others)
+            assert input_ids is not None and attention_mask is not None
+            per_token = {n: t for n, t in others.items() if isinstance(t, torch.Tensor)}
+            settings = {n: value for n, value in others.items() if n not in per_token}
+            kind = torch.get_autocast_dtype(input_ids.device.type) if torch.is_autocast_enabled() else "as it is"
+            lengths = attention_mask.sum(1).tolist()
+            texts = _token_bytes([input_ids, *per_token.values()], lengths)
+            keys = [(f"{key} {kind}", text) for text in texts]
+            rows = [store.get(name) for name in keys]
+            missing = [i for i, row in enumerate(rows) if row is None]
+            if missing:
+                longest = max(lengths[i] for i in missing)
+                inputs = {
+                    name: tensor[missing, :longest]
+                    for name, tensor in {"input_ids": input_ids, "attention_mask": attention_mask, **per_token}.items()
+                }
+                outputs = way.compute(model, original, inputs, settings)
+                for place, i in enumerate(missing):
+                    rows[i] = _cut(outputs, place, lengths[i], way.keep)
+                    if self._keeps:
+                        store.put(keys[i], rows[i])  # type: ignore[arg-type]
+            store.computed += len(missing)
+            store.reused += len(keys) - len(missing)
+            found = _joined([row for row in rows if row is not None], input_ids.shape[1], way.keep, input_ids.device)
+            if way.layers is None:
+                return way.kind(**found)
+            with way.above(found["last_hidden_state"]):
+                return original(input_ids=input_ids, attention_mask=attention_mask, **others)
+
+        return forward
 
 
 @contextmanager
-def stored_body(
-    adapted: Adapted, body_key: str, store: FeatureStore, batch: Mapping[str, torch.Tensor]
-) -> Iterator[bool]:
-    """Answer for the body of ``adapted.model`` from ``store`` while the context lasts; yields whether it does.
-
-    It does where no stage trains a parameter of the body (probe) and where a trial on ``batch`` (inputs of a few
-    examples of different lengths) gives the same logits; else the model stays as it is.
+def stored_features(adapted: Adapted, body_key: str, store: FeatureStore, batch: Inputs) -> Iterator[StoredFeatures]:
+    """Answer for the frozen bottom of ``adapted.model`` from ``store`` while the context lasts.
 
     Args:
-        body_key: names the body's weights: rows are shared between models with equal keys.
+        body_key: names the weights that the run starts from: rows are shared between models with equal keys.
+        batch: inputs of a few examples of different lengths, on which the model is tried with and without the store.
     """
-    body: Any = getattr(adapted.model, "base_model", adapted.model)
-    inside = {id(p) for p in body.parameters()}
-    trains_body = any(id(p) in inside for stage in adapted.stages for p in stage.trainable)
-    if body is adapted.model or trains_body or not adapted.freezes_modules:
-        yield False
-        return
-    found = _what_the_head_reads(adapted.model, body, batch)
-    if found is None:
-        yield False
-        return
-    body.forward = _forward(body, f"{body_key} {found[0]}", store, *found)
+    features = StoredFeatures(adapted, body_key, store, batch)
     try:
-        yield True
+        yield features
     finally:
-        del body.forward
+        features.close()
 
 
-def _what_the_head_reads(model: nn.Module, body: Any, batch: Mapping[str, torch.Tensor]) -> Trial | None:
-    """1 position where the head needs the first only, 0 where it needs all; None where stored outputs do not serve."""
+@dataclass(frozen=True)
+class _Layers:
+    """A list of layers, and the module that goes through it."""
+
+    owner: nn.Module
+    name: str
+    layers: nn.ModuleList
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What is looked up, and how it is computed where it is not known."""
+
+    name: str
+    part: nn.Module
+    """The body or the encoder, whose ``forward`` is replaced."""
+    keep: int
+    """Positions of each sequence that are read, 0 for all."""
+    kind: type
+    """The record that ``part`` returns."""
+    layers: _Layers | None = None
+    """None: all of the part is looked up."""
+    depth: int = 0
+    """How many of ``layers`` are."""
+
+    def compute(self, model: nn.Module, original: Callable[..., Any], inputs: Inputs, settings: Any) -> Row:
+        """Outputs of the frozen part for a batch, padded, without a gradient and in eval mode."""
+        with torch.no_grad(), _in_eval_mode(self.part), ExitStack() as undo:
+            rows = undo.enter_context(flattened(model, inputs["attention_mask"]))
+            if self.layers is None:
+                found = original(**inputs, **settings)
+                outputs = {n: getattr(found, n, None) for n in ("last_hidden_state", "pooler_output")}
+            else:
+                outputs = {"last_hidden_state": self._states(original, inputs, settings, undo)}
+            tensors = {n: t for n, t in outputs.items() if isinstance(t, torch.Tensor)}
+            if rows is not None:  # the exit of the stack may be the part itself, which was not called as a module
+                tensors = {n: rows.pad(t) if t.dim() == 3 and rows.is_flat(t) else t for n, t in tensors.items()}
+            return tensors
+
+    def _states(self, original: Callable[..., Any], inputs: Inputs, settings: Any, undo: ExitStack) -> torch.Tensor:
+        """Hidden states at the input of layer ``depth``, or the output of the last; what comes after is not run."""
+        assert self.layers is not None
+        if self.depth < len(self.layers.layers):
+            place: nn.Module = self.layers.layers[self.depth]
+            hook = place.register_forward_pre_hook(_stop_before, with_kwargs=True)
+        else:
+            hook = self.layers.owner.register_forward_hook(_stop_after)
+        undo.callback(hook.remove)
+        try:
+            original(**inputs, **settings)
+        except _Reached as reached:
+            return reached.states
+        raise RuntimeError(f"the pass never came to layer {self.depth}")
+
+    @contextmanager
+    def above(self, states: torch.Tensor) -> Iterator[None]:
+        """Run the layers above alone, from ``states`` [batch, length, d] on."""
+        assert self.layers is not None
+        owner: Any = self.layers.owner
+        if self.depth == len(self.layers.layers):
+            owner.forward = lambda *args, **kwargs: self.kind(last_hidden_state=states)
+            try:
+                yield
+            finally:
+                del owner.forward
+            return
+        upper = self.layers.layers[self.depth :]
+
+        def hand_over(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
+        # before the hooks of ``flattened``, which take padding out of what they are handed
+        hook = upper[0].register_forward_pre_hook(hand_over, prepend=True, with_kwargs=True)
+        owner._modules[self.layers.name] = upper
+        try:
+            yield
+        finally:
+            owner._modules[self.layers.name] = self.layers.layers
+            hook.remove()
+
+
+class _Reached(Exception):
+    """The states that a pass was made for."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.states = states
+
+
+def _stop_before(module: nn.Module, args: Any, kwargs: Any) -> None:
+    raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+
+def _stop_after(module: nn.Module, args: Any, output: Any) -> None:
+    raise _Reached(output if isinstance(output, torch.Tensor) else output[0])
+
+
+def _ways(adapted: Adapted, trained: set[int], inputs: Inputs) -> Iterator[_Way]:
+    """What could be looked up while the parameters in ``trained`` (by ``id``) learn; the most first."""
+    model = adapted.model
+    inner = generator_inside(model)
+    body: Any = inner.base_model
+    if body is inner or any(id(p) in trained for p in adapted.parts.embeddings):
+        return
+    kinds = _kinds(model, inputs, body)
+    is_pair = getattr(inner.config, "is_encoder_decoder", False)
+    if not any(id(p) in trained for p in body.parameters()) and not is_generative(inner):
+        # texts of one token do not tell a head that reads the first position from one that reads the last
+        for keep in (1, 0) if inputs["input_ids"].shape[1] > 1 else (0,):
+            if body in kinds:
+                yield _Way(f"the body, {keep or 'all'} positions", body, keep, kinds[body])
+    part: Any = inner.get_encoder() if is_pair else body
+    if part not in kinds:
+        return
+    found = _layers_of(part, adapted.parts.layer_modules[: adapted.parts.encoder_depth])
+    depth, is_whole = _frozen_depth(model, inputs, part, found, trained)
+    if is_pair and is_whole:
+        yield _Way("the encoder", part, 0, kinds[part])
+    elif found is not None and depth:
+        owner = found.owner
+        if depth == len(found.layers) and (owner is part or owner not in kinds):
+            depth -= 1
+        kind = kinds.get(owner, kinds[part])
+        if depth:
+            yield _Way(f"{depth} of {len(found.layers)} layers", part, 0, kind, found, depth)
+
+
+def _kinds(model: nn.Module, inputs: Inputs, body: nn.Module) -> dict[nn.Module, type]:
+    """The record that each module of the body returns, of those that return one."""
     from transformers.utils import ModelOutput
 
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    device = next(model.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-    kinds: list[type] = []
-    hook = body.register_forward_hook(lambda module, arguments, output: kinds.append(type(output)))
+    kinds: dict[nn.Module, type] = {}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, ModelOutput):
+            kinds[module] = type(output)
+
+    hooks = [module.register_forward_hook(note) for module in body.modules()]
     try:
         with torch.no_grad():
-            expected = model(**inputs).logits
-            hook.remove()
-            if not kinds or not issubclass(kinds[0], ModelOutput):
-                return None
-            # texts of one token do not tell a head that reads the first position from one that reads the last
-            for keep in (1, 0) if inputs["input_ids"].shape[1] > 1 else (0,):
-                body.forward = _forward(body, "trial", FeatureStore(), keep, kinds[0])
-                try:
-                    found = model(**inputs).logits
-                except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-                    continue  # a head that reads other outputs or positions
-                finally:
-                    del body.forward
-                if found.shape == expected.shape and torch.allclose(found, expected, TOLERANCE, TOLERANCE):
-                    return keep, kinds[0]
+            model(**inputs)
     finally:
-        hook.remove()
-        for module in was_training:
-            module.training = True
+        for hook in hooks:
+            hook.remove()
+    return kinds
+
+
+def _layers_of(part: nn.Module, modules: Sequence[nn.Module]) -> _Layers | None:
+    """The module list in ``part`` that holds ``modules``."""
+    wanted = [id(module) for module in modules]
+    for owner in part.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.ModuleList) and [id(layer) for layer in child] == wanted:
+                return _Layers(owner, name, child)
     return None
 
 
-def _forward(body: Any, key: str, store: FeatureStore, keep: int, kind: type) -> Callable[..., Any]:
-    """A ``forward`` that looks rows up; see ``Trial`` for ``keep`` and ``kind``."""
-    original = body.forward
+def _frozen_depth(
+    model: nn.Module, inputs: Inputs, part: nn.Module, found: _Layers | None, trained: set[int]
+) -> tuple[int, bool]:
+    """The deepest layer whose input (beyond the last: output) needs no gradient, and whether the output of ``part``
+    needs none either."""
+    needs: list[bool] = []
+    whole: list[bool] = []
 
-    def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: Any) -> Any:
-        # the processes that share a sharded body gather it together, so that all or none of them must call it
-        sharded = any(hasattr(parameter, "device_mesh") for parameter in body.parameters())
-        if sharded or bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):  # or padding before real tokens
-            return original(input_ids=input_ids, attention_mask=attention_mask, **others)
-        per_token = {n: t for n, t in others.items() if isinstance(t, torch.Tensor) and t.shape == input_ids.shape}
-        settings = {n: value for n, value in others.items() if n not in per_token}
-        keys = [(key, text) for text in _token_bytes([input_ids, *per_token.values()], attention_mask)]
-        rows = [store.get(name) for name in keys]
-        missing = [i for i, row in enumerate(rows) if row is None]
-        if missing:
-            longest = int(attention_mask[missing].sum(1).max())
-            tokens = {n: t[missing, :longest] for n, t in per_token.items()}
-            with torch.no_grad():
-                output = original(
-                    input_ids=input_ids[missing, :longest],
-                    attention_mask=attention_mask[missing, :longest],
-                    **tokens,
-                    **settings,
-                )
-            for place, i in enumerate(missing):
-                length = int(attention_mask[i].sum())
-                rows[i] = _cut(output, place, length, keep)
-                store.put(keys[i], rows[i])  # type: ignore[arg-type]
-        store.computed += len(missing)
-        store.reused += len(keys) - len(missing)
-        joined = _joined([row for row in rows if row is not None], input_ids.shape[1], keep, input_ids.device)
-        return kind(**joined)
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        needs.append((args[0] if args else kwargs["hidden_states"]).requires_grad)
 
-    return forward
+    def look_after(module: nn.Module, args: Any, output: Any) -> None:
+        whole.append((output if isinstance(output, torch.Tensor) else output[0]).requires_grad)
+
+    layers = list(found.layers) if found is not None else []
+    with ExitStack() as undo:
+        for parameter in model.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(id(parameter) in trained)
+        for layer in layers:
+            undo.callback(layer.register_forward_pre_hook(look, with_kwargs=True).remove)
+        for module in {part, found.owner if found is not None else part}:
+            undo.callback(module.register_forward_hook(look_after).remove)
+        with torch.enable_grad():
+            model(**inputs)
+    if len(needs) != len(layers):
+        return 0, False  # layers that are gone through more than once
+    above_all = not any(whole)
+    depth = len(layers) if not whole[0] else max(0, sum(not need for need in needs) - 1)
+    return depth, above_all
 
 
-def _token_bytes(tensors: Sequence[torch.Tensor], attention_mask: torch.Tensor) -> list[bytes]:
-    """The real tokens of each example, and their types, as bytes: what the body's outputs depend on."""
-    lengths = attention_mask.sum(1).tolist()
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+def _can_be_looked_up(
+    part: nn.Module, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, others: Mapping[str, Any]
+) -> bool:
+    """Whether a call is one that rows can answer."""
+    if input_ids is None or attention_mask is None or attention_mask.shape != input_ids.shape:
+        return False
+    if others.get("output_hidden_states") or others.get("output_attentions"):
+        return False
+    if any(isinstance(t, torch.Tensor) and t.shape != input_ids.shape for t in others.values()):
+        return False
+    # the processes that share a sharded body gather it together, so that all or none of them must call it
+    if any(hasattr(parameter, "device_mesh") for parameter in part.parameters()):
+        return False
+    return not bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any())  # padding before real tokens, or holes
+
+
+def _token_bytes(tensors: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[bytes]:
+    """The real tokens of each example, and their types, as bytes: what the outputs depend on."""
     arrays = [tensor.cpu().numpy() for tensor in tensors]
     return [b"|".join(array[i, :length].tobytes() for array in arrays) for i, length in enumerate(lengths)]
 
 
-def _cut(output: Any, place: int, length: int, keep: int) -> dict[str, torch.Tensor]:
+def _cut(outputs: Row, place: int, length: int, keep: int) -> Row:
     """Outputs of one example: sequences up to its length (or to ``keep``), vectors whole."""
     row = {}
-    for name in ("last_hidden_state", "pooler_output"):
-        tensor = getattr(output, name, None)
-        if isinstance(tensor, torch.Tensor):
-            whole = tensor[place, : keep or length] if tensor.dim() == 3 else tensor[place]
-            row[name] = whole.to("cpu", copy=True).contiguous()
+    for name, tensor in outputs.items():
+        whole = tensor[place, : keep or length] if tensor.dim() == 3 else tensor[place]
+        row[name] = whole.to("cpu", copy=True).contiguous()
     return row
 
 
-def _joined(
-    rows: Sequence[dict[str, torch.Tensor]], longest: int, keep: int, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Rows as one batch of body outputs; padding is zero."""
+def _joined(rows: Sequence[Row], longest: int, keep: int, device: torch.device) -> Row:
+    """Rows as one batch of outputs; padding is zero."""
     joined = {}
     for name in rows[0]:
         parts = [row[name] for row in rows]
         if parts[0].dim() == 2 and not keep:
-            parts = [nn.functional.pad(part, (0, 0, 0, longest - len(part))) for part in parts]
-        joined[name] = torch.stack(parts).to(device)
+            batch = pad_sequence(parts, batch_first=True)
+            batch = nn.functional.pad(batch, (0, 0, 0, longest - batch.shape[1]))
+        else:
+            batch = torch.stack(parts)
+        joined[name] = batch.to(device)
     return joined

@@ -128,12 +128,13 @@ def real_tokens(batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
 @contextmanager
 def flattened(
     model: nn.Module, attention_mask: torch.Tensor, target_mask: torch.Tensor | None = None
-) -> Iterator[bool]:
+) -> Iterator[Rows | None]:
     """Let the stacks of ``model`` see real tokens only, for one batch: its forward pass and, with gradient
     checkpointing, its backward.
 
     To be entered around every batch, in train or eval mode, inside or outside of autocast; on leaving, the model is as
-    it was before. Not for ``generate``, and hidden states of single layers (``output_hidden_states``) come out flat.
+    it was before. Inside of another batch's, it serves passes of a part of that batch. Not for ``generate``, and hidden
+    states of single layers (``output_hidden_states``) come out flat.
 
     Args:
         model: As accelerate prepared it, or bare; wrapped by PEFT or not.
@@ -143,14 +144,15 @@ def flattened(
             token that counts. None: as ``attention_mask``, which is how BART's classifier reads its input twice.
 
     Yields:
-        Whether the batch is flattened: False where the architecture falls back (``find_stacks``) or nothing is padded.
+        Where the tokens of the long row of the encoder (or only stack) lie in the batch; None where the batch runs
+        padded, because the architecture falls back (``find_stacks``), or nothing is padded.
     """
     stacks = find_stacks(model)
     source = attention_mask.bool()
     target = source if target_mask is None else target_mask.bool()
     masks = [source, target] if stacks.decoder is not None else [source]
     if stacks.encoder is None or all(bool(mask.all()) for mask in masks):
-        yield False
+        yield None
         return
     device = next(model.parameters()).device
     order = _order(source, target)
@@ -160,13 +162,12 @@ def flattened(
         doors.append(_Door(stacks.decoder, make_rows(target, order, device), sources))
     with ExitStack() as undo:
         for config in _configs(stacks):
-            assert config._attn_implementation != NAME, "flattened already: leave before entering again"
             # not set_attn_implementation, which looks through the whole model each time
             undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = NAME
         for door in doors:
             door.open(undo)
-        yield True
+        yield sources
 
 
 def _configs(stacks: Stacks) -> list[Any]:
@@ -355,7 +356,8 @@ class _Door:
         given = dict(zip(names, args, strict=False)) | kwargs
         states, cache = given["hidden_states"], given.get("past_key_values")
         seen = cache is not None and cache.get_seq_length() > 0
-        if seen or not (self.rows.is_padded(states) or self.rows.is_flat(states)):
+        served = isinstance(given.get("attention_mask"), Layout)  # by the door of a batch that this one is inside of
+        if seen or served or not (self.rows.is_padded(states) or self.rows.is_flat(states)):
             return None
         if not self.rows.is_flat(states):
             given["hidden_states"] = self.rows.flatten(states)

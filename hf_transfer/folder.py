@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume
-from hf_transfer.config import RunConfig, to_yaml
+from hf_transfer.config import CompareConfig, RunConfig, to_yaml
 from hf_transfer.errors import InputError
 from hf_transfer.train import RunFolder
 
@@ -26,13 +26,22 @@ OUTPUTS = (
     "model",
     "merged",
     "checkpoints",
+    "features",
     "controls",
     "translations",
     "ctranslate2",
 )
 # Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a
 # window changes dropout's draws only), and where data come from may change since the fingerprint may not.
-FREE_TO_CHANGE = {"checkpoint_steps", "keep_checkpoints", "resume", "tokens_per_micro_batch", "source", "subset"}
+FREE_TO_CHANGE = {
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "resume",
+    "tokens_per_micro_batch",
+    "feature_cache_bytes",
+    "source",
+    "subset",
+}
 
 
 def check_output_dir(config: RunConfig) -> Path:
@@ -87,7 +96,7 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OUTPUTS:
-            if resume_from is not None and name in ("checkpoints", "log.jsonl"):
+            if resume_from is not None and name in ("checkpoints", "features", "log.jsonl"):
                 continue
             path = folder / name
             if name == "config.yaml":  # replaced below: it marks the folder as a run's, so it must never be missing
@@ -100,6 +109,11 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
         _bring_best(resume_from, folder / "checkpoints")
     accelerator.wait_for_everyone()
     return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+
+
+def feature_folder(config: RunConfig | CompareConfig) -> Path:
+    """Where this process keeps stored features that memory does not hold; gone when the work is done."""
+    return Path(config.output_dir) / "features" / os.environ.get("RANK", "0")
 
 
 def _bring_best(resume_from: Path | None, checkpoints: Path) -> None:

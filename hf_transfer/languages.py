@@ -273,9 +273,7 @@ def resolve_languages(
     return found[0], found[1]
 
 
-def other_pair(
-    convention: Convention, tokenizer: PreTrainedTokenizerBase, source_lang: str, target_lang: str
-) -> str:
+def other_pair(convention: Convention, tokenizer: PreTrainedTokenizerBase, source_lang: str, target_lang: str) -> str:
     """A sentence where a bilingual tokenizer says that it was made for other languages; "" where it agrees or is
     silent. It may be meant (German to Dutch is a fair start), so that it is no error."""
     if convention.family != "marian":

@@ -25,8 +25,10 @@ from hf_transfer.config import RunConfig, check_config
 from hf_transfer.control_runs import score_controls
 from hf_transfer.ctranslate2_engine import check_export
 from hf_transfer.encoding import encode, mix_general
-from hf_transfer.features import FeatureStore, stored_body
-from hf_transfer.folder import check_output_dir, open_run_folder
+from hf_transfer.feature_store import FeatureStore, feature_store
+from hf_transfer.features import stored_features
+from hf_transfer.flattened import find_stacks
+from hf_transfer.folder import check_output_dir, feature_folder, open_run_folder
 from hf_transfer.launch import (
     check_sharding,
     leave_processes,
@@ -104,9 +106,10 @@ def run(config: RunConfig) -> RunResult:
     check_config(config)
     output_dir = check_output_dir(config)
     text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
-    with no_vocabulary_left(config):
+    store = feature_store(feature_folder(config), config.train.feature_cache_bytes)
+    with no_vocabulary_left(config), store as text.shared["features"]:
         adapted = adapt(config, text)
-    controls, not_applicable = score_controls(config, text, adapt)
+        controls, not_applicable = score_controls(config, text, adapt)
     if adapted.results:  # on the main process
         results = compare_with_controls(adapted.results, controls, not_applicable, config)
         shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
@@ -166,12 +169,13 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     higher_is_better = METRICS[metrics[0]].higher_is_better
     chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
     folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
-    notes = (*vocabulary_notes, *encoded.notes, *mix_notes, *resume_notes)
+    padded = find_stacks(adapted.model).reason
+    notes = (*vocabulary_notes, *encoded.notes, *mix_notes, *resume_notes, *([padded] if padded else []))
     plans = plan_stages(adapted.stages, len(encoded.train), settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
     with (
-        stored_body(adapted, _body_key(pretrained, config.seed), store, trial.inputs) as is_stored,
+        stored_features(adapted, _body_key(pretrained, config.seed), store, trial.inputs) as features,
         Progress(
             plans[-1].first_step + plans[-1].steps if plans else 0,
             done_steps=folder.done_steps,
@@ -184,7 +188,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 progress.note(line)
             told.add(line)
         trained = train(
-            adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress
+            adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress, features
         )
         functions, trained, extra = finish_strategy(
             adapted, trained, start, encoded, functions, validate_on, pretrained, config, higher_is_better,
@@ -200,6 +204,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         evaluate_seconds = time.perf_counter() - started
         seen = encoded.validation if functions.translate is None else encoded.validation.select([])
         validation = predict_rows(seen, adapted.model)
+        is_stored = bool(features.depth)
     if is_stored:  # what was looked up says nothing about the speed of the model
         predict_seconds = _predict_seconds(encoded, lambda rows: predict_rows(rows, adapted.model))
 

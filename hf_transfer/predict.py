@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import nn
 
 from hf_transfer.batching import sorted_batches
+from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.records import Predictions
 from hf_transfer.tasks import TaskFunctions
 
@@ -51,7 +52,8 @@ def predict(
             chosen = mine[turn] if turn < len(mine) else batches[0]
             batch = functions.make_batch(rows[chosen])
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
-            outputs = functions.read_outputs(module(**inputs)).cpu()
+            with flattened(module, *real_tokens(batch)):
+                outputs = functions.read_outputs(module(**inputs)).cpu()
             if turn < len(mine):
                 positions.append(chosen)
                 kept.append(outputs)

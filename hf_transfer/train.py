@@ -29,6 +29,8 @@ from hf_transfer.adapt.base import Adapted, Stage
 from hf_transfer.batching import cut_window, share_window, window_count, window_indices
 from hf_transfer.config import TrainConfig
 from hf_transfer.errors import RunError
+from hf_transfer.features import StoredFeatures
+from hf_transfer.flattened import find_stacks, flattened, real_tokens
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
@@ -143,12 +145,15 @@ def train(
     folder: RunFolder,
     seed: int,
     progress: ProgressBar,
+    features: StoredFeatures | None = None,
 ) -> TrainResult:
     """Train ``adapted.model`` in place on encoded ``rows`` and put the chosen step's parameters back.
 
     Plan: for each stage, mark what it trains, wrap model and optimizer for the processes; for each window, learn and
     log; at the end of each epoch (or every ``validation_steps``) validate, remember the best, maybe stop early; every
     ``checkpoint_steps`` save; at the end restore the best and check that it scores what was recorded.
+
+    ``features`` answers for what lies below everything that a stage trains.
 
     Raises:
         RunError: no finite gradient three times in a row, a trainable parameter that never gets one, or a restored
@@ -173,11 +178,14 @@ def train(
         progress.note(f"continuing after step {state.step} of {last_step}")
     with _open_log(folder.log, state.step, accelerator.is_main_process) as log:
         for plan in plans:
+            if features is not None:
+                features.begin(plan.stage)
             if state.stopped_early or state.step >= plan.first_step + plan.steps or _time_is_up(state, config):
                 continue
             if plan.first_step == plan.schedule_first:
                 schedule_began = _seconds_at(plan.schedule_first, state)
             model, optimizer = _prepare(adapted, plan.stage, names, config, start, accelerator)
+            flat = not find_stacks(model).reason
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
             for step in range(state.step, plan.first_step + plan.steps):
@@ -187,7 +195,7 @@ def train(
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
                 window = window_indices(len(rows), config.window_size, seed, step)
-                batches = _my_batches(rows, window, lengths[window], functions.train_batch, config, accelerator)
+                batches = _my_batches(rows, window, lengths[window], functions.train_batch, config, accelerator, flat)
                 sums = learn_window(
                     model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator
                 )
@@ -216,6 +224,8 @@ def train(
                 if state.stopped_early or time_is_up:
                     break
     selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
+    if features is not None:
+        features.end()
     return TrainResult(
         selection=selection,
         steps=state.step,
@@ -266,22 +276,24 @@ def learn_window(
             [b.target_count for b in mine],
             [len(b.example_ids) for b in mine],
             [b.tokens for b in mine],
-            [b.padding_tokens for b in mine],
         )
     ]
     targets = _over_processes(sums, accelerator)[0] if accelerator.num_processes > 1 else sums[0]
     scale = accelerator.num_processes / targets
     loss_sum = torch.zeros((), device=accelerator.device)
+    padding = 0
     for turn, (batch, counts) in enumerate(batches):
         last = turn == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
             on_device = dataclasses.replace(batch, labels=batch.labels.to(accelerator.device))
-            with accelerator.autocast():  # the output layer of translation multiplies in there
-                loss = loss_function(model(**inputs), on_device).loss_sum
-            accelerator.backward(loss * (scale if counts else 0.0))
+            with flattened(model, *real_tokens(batch)) as is_flat:  # the layers see no padding
+                with accelerator.autocast():  # the output layer of translation multiplies in there
+                    loss = loss_function(model(**inputs), on_device).loss_sum
+                accelerator.backward(loss * (scale if counts else 0.0))
             if counts:
                 loss_sum += loss.detach()
+                padding += 0 if is_flat else batch.padding_tokens
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     accelerator.unscale_gradients(optimizer)
     found: Any = nn.utils.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
@@ -292,8 +304,8 @@ def learn_window(
         optimizer.step()
         stepped = not getattr(optimizer, "step_was_skipped", False)
     optimizer.zero_grad(set_to_none=True)
-    total, targets, examples, tokens, padding = _over_processes([float(loss_sum), *sums], accelerator)
-    return WindowSums(total / targets, norm, int(examples), int(tokens), int(padding), int(targets), stepped)
+    total, targets, examples, tokens, padded = _over_processes([float(loss_sum), *sums, float(padding)], accelerator)
+    return WindowSums(total / targets, norm, int(examples), int(tokens), int(padded), int(targets), stepped)
 
 
 def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, progress: ProgressBar) -> tuple[str, ...]:
@@ -364,11 +376,15 @@ def _my_batches(
     make_batch: Callable[..., Batch],
     config: TrainConfig,
     accelerator: Accelerator,
+    flat: bool,
 ) -> list[tuple[Batch, bool]]:
-    """This process's micro-batches of a window, each with whether it counts (see ``learn_window``)."""
+    """This process's micro-batches of a window, each with whether it counts (see ``learn_window``).
+
+    ``flat``: the layers see real tokens only.
+    """
     shares = share_window(lengths, accelerator.num_processes)
     budget = config.tokens_per_micro_batch // (2 if config.r_drop else 1)  # R-Drop's batches hold each example twice
-    cuts = [cut_window(lengths[share], budget) for share in shares]
+    cuts = [cut_window(lengths[share], budget, flat) for share in shares]
     share = shares[accelerator.process_index]
     columns = rows[window[share]]  # one read for the window
     batches = [

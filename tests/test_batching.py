@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from hf_transfer.batching import (
+    EMBEDDING_SHARE,
+    MOST_PADDED,
     OVERHEAD_TOKENS,
     cut_window,
     share_window,
@@ -108,6 +110,38 @@ def test_a_cut_covers_the_window_within_the_budget_longest_first(budget):
     assert all(len(piece) == 1 or lengths[piece].max() * len(piece) <= budget for piece in pieces)
     firsts = [int(lengths[piece].max()) for piece in pieces]
     assert firsts == sorted(firsts, reverse=True)
+
+
+def flat_cost(lengths: np.ndarray, group: list[int]) -> float:
+    """Tokens of a micro-batch whose padding meets the embeddings alone."""
+    real, padded = lengths[group].sum(), lengths[group].max() * len(group)
+    return real + EMBEDDING_SHARE * (padded - real)
+
+
+@pytest.mark.parametrize("budget", [1, 150, 400, 10_000])
+@pytest.mark.parametrize("seed", range(4))
+def test_where_layers_see_real_tokens_only_these_are_what_the_budget_counts(budget, seed):
+    lengths = np.random.default_rng(seed).integers(3, 300, 7)
+    order = np.argsort(-lengths).tolist()
+    costs = []
+    for places in itertools.product([False, True], repeat=6):  # every way to cut the sorted window
+        cuts = [0, *(i + 1 for i, cut in enumerate(places) if cut), 7]
+        groups = [order[a:b] for a, b in itertools.pairwise(cuts)]
+        if all(len(group) == 1 or flat_cost(lengths, group) <= budget for group in groups):
+            costs.append(sum(flat_cost(lengths, group) + OVERHEAD_TOKENS for group in groups))
+    cut = cut_window(lengths, budget, flat=True)
+    assert sum(flat_cost(lengths, piece) + OVERHEAD_TOKENS for piece in cut) == pytest.approx(min(costs))
+
+
+def test_a_window_within_the_budget_stays_whole_where_layers_see_real_tokens_only():
+    lengths = np.array([256, *[8] * 31])
+    assert len(cut_window(lengths, 8192, flat=True)) == 1
+    assert len(cut_window(lengths, 8192)) == 2
+    # a single long text among very many short ones would pad them to more than memory holds
+    lengths = np.array([4000, *[3] * 400])
+    pieces = cut_window(lengths, 8192, flat=True)
+    assert len(pieces) > 1
+    assert all(lengths[piece].max() * len(piece) <= MOST_PADDED * 8192 for piece in pieces)
 
 
 def test_examples_of_one_length_stay_together_and_nothing_gives_no_batch():

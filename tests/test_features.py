@@ -1,8 +1,10 @@
 """Stored bodies: a head that learns from looked-up rows ends where it would have, and each text is computed once."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.config import AdaptConfig, RunConfig, TrainConfig
-from hf_transfer.features import FeatureStore, stored_body
+from hf_transfer.feature_store import FeatureStore
+from hf_transfer.features import StoredFeatures, stored_features
 from hf_transfer.predict import predict
 from hf_transfer.records import LabelSpace, Pretrained
 from hf_transfer.tasks import TASKS
@@ -36,6 +39,14 @@ FIRST_POSITION = (
     "mpnet",
 )
 FLOAT_BYTES, WIDTH = 4, 16
+
+
+@contextlib.contextmanager
+def looked_up(adapted, key, store, batch):
+    """As within the first stage of training."""
+    with stored_features(adapted, key, store, batch) as features:
+        features.begin(adapted.stages[0])
+        yield features
 
 
 class Losses:
@@ -64,6 +75,7 @@ def opened_once(folder: Path, **model) -> Pretrained:
 
 def fresh(folder: Path, strategy: str = "probe", model: tuple = (), **adapt) -> tuple[Adapted, Pretrained]:
     opened = opened_once(folder, **dict(model))
+    torch.manual_seed(0)  # for LoRA's matrices
     opened = dataclasses.replace(opened, model=copy.deepcopy(opened.model))
     return apply_strategy(opened, AdaptConfig(strategy=strategy, **adapt)), opened
 
@@ -102,20 +114,27 @@ def examples_through(body: torch.nn.Module) -> list[int]:
     """Fills up with the number of examples of each pass through the body, seen at its embeddings or its encoder."""
     sizes: list[int] = []
     inside = body.encoder if body.config.is_encoder_decoder else body.get_input_embeddings()
-    inside.register_forward_hook(lambda module, given, output: sizes.append(len(output[0] if given == () else output)))
+
+    def note(module, args, kwargs):
+        sizes.append(len(args[0] if args else kwargs["input_ids"]))
+
+    inside.register_forward_pre_hook(note, with_kwargs=True)
     return sizes
 
 
-def learn(adapted: Adapted, pretrained: Pretrained, rows: Dataset, folder: Path):
-    """Two epochs; losses of all windows, the head in the end and predictions of all rows."""
+def learn(
+    adapted: Adapted, pretrained: Pretrained, rows: Dataset, folder: Path, features: StoredFeatures | None = None
+):
+    """Two epochs; losses of all windows, what has learnt in the end and predictions of all rows."""
     progress, functions = Losses(), functions_of(pretrained)
     chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
     config = TrainConfig(epochs=2, window_size=5, tokens_per_micro_batch=60, learning_rate=1e-2, warmup_fraction=0.0)
     places = RunFolder(folder / "log.jsonl", folder / "checkpoints")
-    train(adapted, rows, functions, chooser, Accelerator(), config, places, 0, progress)
+    train(adapted, rows, functions, chooser, Accelerator(), config, places, 0, progress, features)
     found = predict(adapted.model, rows, functions, Accelerator(), 100)
-    head = {name: dict(adapted.model.named_parameters())[name].detach().clone() for name in adapted.head_names}
-    return progress.seen, head, found.probabilities
+    learnt = dict(adapted.model.named_parameters())
+    names = {*adapted.head_names, *adapted.summary.names}
+    return progress.seen, {name: learnt[name].detach().clone() for name in names}, found.probabilities
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -130,17 +149,17 @@ def test_a_probe_learns_and_predicts_the_same_from_stored_rows_and_computes_each
 
     adapted, pretrained = fresh(folders[architecture])
     store = FeatureStore()
-    with stored_body(adapted, "weights", store, trial_of(rows, pretrained)) as is_stored:
-        assert is_stored
+    with stored_features(adapted, "weights", store, trial_of(rows, pretrained)) as features:
         sizes = examples_through(adapted.model.base_model)
-        stored_losses, stored_head, stored_probabilities = learn(adapted, pretrained, rows, tmp_path / "with")
+        stored_losses, stored_head, stored_probabilities = learn(adapted, pretrained, rows, tmp_path / "with", features)
+        assert features.depth.startswith("the body")
     np.testing.assert_allclose(stored_losses, losses, rtol=1e-5)
     for name, parameter in head.items():
         torch.testing.assert_close(stored_head[name], parameter, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(stored_probabilities, probabilities, atol=1e-5)
-    # the loop looks at two texts first (which parameters learn), then two epochs, then the predictions
-    assert (store.computed, store.reused) == (20, 2 + 20 + 20)
-    assert sum(sizes) == 20
+    assert (store.computed, store.reused) == (20, 20 + 20)  # two epochs, then the predictions
+    # two texts more, a few times: to see which parameters learn, and whether the store serves
+    assert sum(sizes) <= 20 + 5 * 2
 
 
 def test_a_second_run_over_the_same_weights_computes_nothing(folders, tmp_path):
@@ -148,11 +167,9 @@ def test_a_second_run_over_the_same_weights_computes_nothing(folders, tmp_path):
     for run in range(2):
         adapted, pretrained = fresh(folders["bert"])
         rows = rows_for(pretrained)
-        with stored_body(adapted, "weights", store, trial_of(rows, pretrained)):
-            sizes = examples_through(adapted.model.base_model)
-            heads.append(learn(adapted, pretrained, rows, tmp_path / str(run))[1])
-        assert sum(sizes) == (0 if run else 20)
-    assert store.computed == 20
+        with stored_features(adapted, "weights", store, trial_of(rows, pretrained)) as features:
+            heads.append(learn(adapted, pretrained, rows, tmp_path / str(run), features)[1])
+        assert store.computed == 20
     assert all(torch.equal(p, heads[1][name]) for name, p in heads[0].items())
 
 
@@ -168,7 +185,7 @@ def test_weights_of_another_name_do_not_share_rows(folders):
             with torch.no_grad():
                 adapted.model.bert.embeddings.word_embeddings.weight.add_(torch.randn(48, WIDTH))
         wanted = logits(adapted, inputs_of(TEXT))
-        with stored_body(adapted, key, store, inputs_of(TEXT, SHORT)):
+        with looked_up(adapted, key, store, inputs_of(TEXT, SHORT)):
             torch.testing.assert_close(logits(adapted, inputs_of(TEXT)), wanted)
         other_weights[key] = wanted
     assert not torch.allclose(*other_weights.values(), atol=1e-3)
@@ -202,7 +219,7 @@ def test_equal_tokens_that_are_read_otherwise_do_not_share_rows(folders, one, ot
     wanted = [logits(adapted, inputs) for inputs in (one, other)]
     if "token_type_ids" not in one or "token_type_ids" in other:  # types that are left out count as 0
         assert not torch.allclose(*wanted, atol=1e-3)
-    with stored_body(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)):
+    with looked_up(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)):
         for _ in range(2):
             for inputs, plain in zip((one, other), wanted, strict=True):
                 torch.testing.assert_close(logits(adapted, inputs), plain, rtol=1e-5, atol=1e-5)
@@ -215,8 +232,8 @@ def test_padding_and_the_other_texts_of_a_batch_do_not_matter(folders, architect
     texts = [TEXT, [2, 30, 3], [2, 11, 12, 3], [2, 8, 3]]
     alone = torch.cat([logits(adapted, inputs_of(text, pad=pad)) for text in texts])
     store = FeatureStore()
-    with stored_body(adapted, "weights", store, inputs_of(*texts[:2], pad=pad)) as is_stored:
-        assert is_stored
+    with looked_up(adapted, "weights", store, inputs_of(*texts[:2], pad=pad)) as features:
+        assert features.depth
         first = logits(adapted, inputs_of(texts[1], texts[3], pad=pad))
         mixed = logits(adapted, inputs_of(*texts, pad=pad))  # two known, two new, all padded more than before
         again = logits(adapted, inputs_of(*texts[::-1], [2, *range(5, 20), 3], pad=pad))[:4].flip(0)
@@ -230,7 +247,7 @@ def test_of_a_head_that_reads_one_position_no_other_is_kept_and_padding_never(fo
     for architecture in ARCHITECTURES:
         adapted, pretrained = fresh(folders[architecture])
         both, store = inputs_of(TEXT, SHORT, pad=pretrained.tokenizer.pad_token_id), FeatureStore()
-        with stored_body(adapted, "weights", store, both):
+        with looked_up(adapted, "weights", store, both):
             logits(adapted, both)
         vector = FLOAT_BYTES * WIDTH
         pooler = vector if architecture in ("bert", "albert") else 0
@@ -242,8 +259,8 @@ def test_a_head_that_takes_the_mean_of_all_positions_gets_all_of_them(tmp_path):
     adapted, _ = fresh(make_checkpoint(tmp_path / "mean", "modernbert", classifier_pooling="mean"))
     both, store = inputs_of(TEXT, SHORT), FeatureStore()
     wanted = logits(adapted, both)
-    with stored_body(adapted, "weights", store, both) as is_stored:
-        assert is_stored
+    with looked_up(adapted, "weights", store, both) as features:
+        assert features.depth
         torch.testing.assert_close(logits(adapted, both), wanted, rtol=1e-5, atol=1e-5)
     assert store.bytes == len(TEXT + SHORT) * FLOAT_BYTES * WIDTH
 
@@ -253,7 +270,7 @@ def test_texts_of_one_token_do_not_make_the_last_position_pass_for_the_first(fol
     adapted, pretrained = fresh(folders[architecture])
     pad = pretrained.tokenizer.pad_token_id
     wanted = logits(adapted, inputs_of(TEXT, TEXT[:4], pad=pad))
-    with stored_body(adapted, "weights", FeatureStore(), inputs_of([8], [9])):
+    with looked_up(adapted, "weights", FeatureStore(), inputs_of([8], [9])):
         torch.testing.assert_close(logits(adapted, inputs_of(TEXT, TEXT[:4], pad=pad)), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -262,7 +279,7 @@ def test_rows_beyond_the_limit_of_memory_are_computed_each_time_and_right(folder
     texts = [[2, word, 3] for word in range(5, 15)]
     wanted = logits(adapted, inputs_of(*texts))
     store = FeatureStore(limit_bytes=4 * FLOAT_BYTES * WIDTH + 1)
-    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+    with looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)):
         for _ in range(3):
             torch.testing.assert_close(logits(adapted, inputs_of(*texts)), wanted, rtol=1e-5, atol=1e-5)
     assert store.bytes == 4 * FLOAT_BYTES * WIDTH
@@ -284,7 +301,7 @@ def test_a_row_is_counted_once_however_often_it_is_put():
 def test_what_is_stored_keeps_no_graph_and_no_larger_memory_alive(folders):
     adapted, _ = fresh(folders["bert"])
     store = FeatureStore()
-    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+    with looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)):
         adapted.set_train_mode(adapted.model)
         adapted.model(**inputs_of(TEXT, SHORT)).logits.sum().backward()
     for row in store._rows.values():
@@ -297,10 +314,10 @@ def test_what_is_stored_keeps_no_graph_and_no_larger_memory_alive(folders):
 def test_the_body_has_its_own_forward_again_afterwards_and_after_an_error(folders):
     adapted, _ = fresh(folders["bert"])
     body, store = adapted.model.bert, FeatureStore()
-    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+    with looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)):
         assert "forward" in vars(body)
     assert "forward" not in vars(body)
-    with pytest.raises(KeyError), stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+    with pytest.raises(KeyError), looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)):
         raise KeyError
     assert "forward" not in vars(body)
     logits(adapted, inputs_of(TEXT))
@@ -313,39 +330,166 @@ def test_the_trial_leaves_the_model_in_its_modes_and_the_store_empty(folders):
     before = {name: module.training for name, module in adapted.model.named_modules()}
     assert set(before.values()) == {True, False}
     store = FeatureStore()
-    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)):
+    with looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)):
         assert {name: module.training for name, module in adapted.model.named_modules()} == before
     assert (store.bytes, store.computed, store.reused) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("strategy", "adapt"),
-    [
-        ("full", {}),
-        ("full", {"head_first": True}),
-        ("lora", {}),
-        ("lora", {"head_first": True}),
-        ("freeze", {"freeze": "1"}),
-        ("freeze", {"freeze": "embeddings"}),
-    ],
+    [("full", {}), ("lora", {}), ("freeze", {"freeze": "embeddings"}), ("freeze", {"freeze": "1"})],
 )
-def test_strategies_that_train_the_body_are_left_alone(folders, strategy, adapt):
-    adapted, _ = fresh(folders["bert"], strategy, **adapt)
+def test_where_all_layers_learn_nothing_is_looked_up(folders, strategy, adapt):
+    architecture = "albert" if adapt == {"freeze": "1"} else "bert"  # its one layer is gone through twice
+    adapted, _ = fresh(folders[architecture], strategy, **adapt)
     store = FeatureStore()
-    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)) as is_stored:
-        assert not is_stored
+    with looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)) as features:
+        assert not features.depth
         assert not any("forward" in vars(module) for module in adapted.model.modules())
         logits(adapted, inputs_of(TEXT))
     assert store.computed == 0
 
 
-def test_a_body_whose_pooler_is_new_is_left_alone_because_the_pooler_learns(folders):
+def test_a_body_whose_pooler_is_new_is_looked_up_as_far_as_its_last_layer_because_the_pooler_learns(folders):
     opened = opened_once(folders["bert"])
     new = tuple(name for name, _ in opened.model.named_parameters() if "pooler" in name or "classifier" in name)
     opened = dataclasses.replace(opened, model=copy.deepcopy(opened.model), newly_initialised=new)
     adapted = apply_strategy(opened, AdaptConfig(strategy="probe"))
-    with stored_body(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as is_stored:
-        assert not is_stored
+    with looked_up(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as features:
+        assert features.depth == "2 of 2 layers"
+
+
+# --- a frozen bottom and layers that learn above it ---------------------------------------------------------------
+
+NO_DROPOUT = (("dropout", 0.0),)
+# no score depends on it, so that its gradient is rounding, which Adam scales up
+KEY_BIAS = re.compile(r"(key|key_proj|k_proj|k_lin|attn\.k|c_attn)\.bias")
+# T5 makes the bias of its positions in the first layer, ALBERT has one layer
+FROM_A_LAYER = tuple(name for name in ARCHITECTURES if name not in ("t5", "albert"))
+
+
+def passes_of(modules) -> list[int]:
+    """Fills up with the number of examples, or 1 for a long row, of each pass through any of ``modules``."""
+    sizes: list[int] = []
+
+    def note(module, args, kwargs):
+        sizes.append(len(args[0] if args else kwargs["hidden_states"]))
+
+    for module in modules:
+        module.register_forward_pre_hook(note, with_kwargs=True)
+    return sizes
+
+
+def same_course(folder, tmp_path, strategy, depth, model=NO_DROPOUT, rows=None, **adapt):
+    """Train without and with a store; returns the store, and passes through the lowest layer with it and without."""
+    adapted, pretrained = fresh(folder, strategy, model, **adapt)
+    every_time = passes_of(adapted.parts.layer_modules[:1])
+    rows = rows_for(pretrained, types="token_type_ids" in pretrained.tokenizer.model_input_names)
+    start = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
+    losses, learnt, probabilities = learn(adapted, pretrained, rows, tmp_path / "without")
+    moved = [name for name, p in learnt.items() if not torch.equal(p, start[name])]
+    assert losses[0] != losses[-1] and len(moved) > len(adapted.head_names)
+
+    adapted, pretrained = fresh(folder, strategy, model, **adapt)
+    store, lowest = FeatureStore(), passes_of(adapted.parts.layer_modules[:1])
+    with stored_features(adapted, "weights", store, trial_of(rows, pretrained)) as features:
+        stored = learn(adapted, pretrained, rows, tmp_path / "with", features)
+        assert features.depth == depth
+    np.testing.assert_allclose(stored[0], losses, rtol=1e-5)
+    for name, parameter in learnt.items():
+        if not KEY_BIAS.search(name):
+            torch.testing.assert_close(stored[1][name], parameter, rtol=1e-5, atol=1e-5, msg=name)
+    np.testing.assert_allclose(stored[2], probabilities, atol=1e-5)
+    return store, len(lowest), len(every_time)
+
+
+@pytest.mark.parametrize("architecture", FROM_A_LAYER)
+def test_layers_above_a_frozen_one_learn_the_same_from_stored_states(folders, architecture, tmp_path):
+    store, lowest, store_free = same_course(folders[architecture], tmp_path, "freeze", "1 of 2 layers", freeze="1")
+    assert (store.computed, store.reused) == (20, 20 + 20)  # two epochs, the predictions
+    assert lowest < store_free
+
+
+def test_upper_layers_draw_the_same_dropout_above_stored_states(folders, tmp_path):
+    adapted, _ = fresh(folders["bert"])
+    assert adapted.model.config.hidden_dropout_prob > 0
+    same_course(folders["bert"], tmp_path, "freeze", "1 of 2 layers", model=(), freeze="1")
+
+
+def test_the_states_of_a_frozen_encoder_are_looked_up(folders, tmp_path):
+    store, lowest, store_free = same_course(folders["bart"], tmp_path, "freeze", "the encoder", freeze="2")
+    assert store.computed == 20
+    assert lowest < store_free
+
+
+def test_lora_on_the_upper_layers_learns_from_stored_states(folders, tmp_path):
+    upper = "1.attention.self.query,1.attention.self.value"
+    store, _, _ = same_course(folders["bert"], tmp_path, "lora", "1 of 2 layers", lora_targets=upper, lora_dropout=0.0)
+    assert store.computed == 20
+
+
+def test_all_layers_frozen_below_a_pooler_that_learns(folders, tmp_path):
+    store, _, _ = same_course(folders["bert"], tmp_path, "freeze", "2 of 2 layers", freeze="2")
+    assert store.computed == 20
+    assert store.bytes == sum(rows_for(opened_once(folders["bert"]))["length"]) * FLOAT_BYTES * WIDTH
+
+
+def test_each_stage_looks_up_what_has_not_learnt_until_then(folders, tmp_path):
+    depths: list[str] = []
+
+    class Noted(StoredFeatures):
+        def begin(self, stage):
+            super().begin(stage)
+            depths.append(self.depth)
+
+    for strategy, adapt, wanted in (
+        ("freeze", {"freeze": "0", "gradual_unfreezing": True}, ["the body, 1 positions", "1 of 2 layers", ""]),
+        ("full", {"head_first": True}, ["the body, 1 positions", ""]),
+        ("lora", {"head_first": True}, ["the body, 1 positions", ""]),
+        ("freeze", {"freeze": "1", "head_first": True}, ["the body, 1 positions", "1 of 2 layers"]),
+    ):
+        losses = []
+        for stored in (False, True):
+            adapted, pretrained = fresh(folders["bert"], strategy, NO_DROPOUT, **adapt)
+            rows = rows_for(pretrained)
+            features = Noted(adapted, "weights", FeatureStore(), trial_of(rows, pretrained)) if stored else None
+            config = TrainConfig(epochs=3, window_size=5, learning_rate=1e-2, warmup_fraction=0.0)
+            places = RunFolder(tmp_path / "log.jsonl", tmp_path / "checkpoints")
+            progress, chooser = Losses(), Chooser("last", "accuracy", True, lambda model: 0.0)
+            train(
+                adapted, rows, functions_of(pretrained), chooser, Accelerator(), config, places, 0, progress, features
+            )
+            losses.append(progress.seen)
+            if features is not None:
+                features.close()
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+        assert depths == wanted
+        depths.clear()
+
+
+def test_what_is_looked_at_after_training_is_kept_only_where_several_runs_share_the_store(folders, tmp_path):
+    for several in (False, True):
+        adapted, pretrained = fresh(folders["bert"], "freeze", freeze="1")
+        rows, others = rows_for(pretrained), rows_for(pretrained, seed=1)
+        store = FeatureStore(for_several=several)
+        with stored_features(adapted, "weights", store, trial_of(rows, pretrained)) as features:
+            learn(adapted, pretrained, rows, tmp_path / str(several), features)
+            held = store.bytes
+            predict(adapted.model, others, functions_of(pretrained), Accelerator(), 100)
+        assert (store.bytes > held) == several
+
+
+def test_a_layer_that_looks_at_those_below_is_left_alone(folders):
+    """As DeBERTa's convolution after the first layer: dropping layers would move it."""
+    adapted, _ = fresh(folders["bert"], "freeze", freeze="1")
+    encoder = adapted.model.bert.encoder
+    plain = encoder.forward
+    encoder.forward = lambda states, *args, **kwargs: plain(states * len(encoder.layer), *args, **kwargs)
+    with looked_up(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as features:
+        encoder.layer[0].register_forward_hook(lambda module, args, output: output)
+        wanted = logits(adapted, inputs_of(TEXT))
+    assert features.depth == ""
+    torch.testing.assert_close(logits(adapted, inputs_of(TEXT)), wanted)
 
 
 @pytest.mark.parametrize("output", ["hidden_states", "attentions"])
@@ -362,8 +506,8 @@ def test_a_head_that_reads_more_than_is_stored_keeps_its_body(folders, output):
 
     model.forward = forward
     wanted = logits(adapted, inputs_of(TEXT))
-    with stored_body(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as is_stored:
-        assert not is_stored
+    with looked_up(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as features:
+        assert not features.depth
         assert torch.equal(logits(adapted, inputs_of(TEXT)), wanted)
     assert "forward" not in vars(model.bert)
 
@@ -372,8 +516,8 @@ def test_a_body_shared_out_among_processes_is_called_by_all_of_them_each_time(fo
     """A stored row on one process and none on another would leave the second waiting for the first."""
     adapted, _ = fresh(folders["bert"])
     store = FeatureStore()
-    with stored_body(adapted, "weights", store, inputs_of(TEXT, SHORT)) as is_stored:
-        assert is_stored  # nothing is shared out before training begins
+    with looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)) as features:
+        assert features.depth  # nothing is shared out before training begins
         sizes = examples_through(adapted.model.bert)
         adapted.model.bert.encoder.layer[0].output.dense.weight.device_mesh = "as FSDP marks a shard"
         for _ in range(2):

@@ -426,16 +426,30 @@ def test_on_leaving_the_model_is_as_it_was(architecture, tmp_path):
         assert (tmp_path / "inside" / name).read_bytes() == (tmp_path / "after" / name).read_bytes() == before
 
 
-def test_entering_twice_is_refused_and_two_models_are_not():
+@pytest.mark.parametrize("architecture", ("bert", "modernbert", "bart", "t5", "llama"))
+def test_inside_of_a_batch_a_part_of_it_can_be_flattened_too(architecture):
+    model = opened(architecture)
+    whole = texts(model, (1, 12, 7, 5))
+    part = {name: tensor[[1, 2]] for name, tensor in whole.items()}
+    expected = model(**whole).logits
+    with flattened(model, whole["attention_mask"]):
+        for inner in (part, whole):
+            with flattened(model, inner["attention_mask"]) as rows:
+                assert rows is not None and rows.batch == len(inner["input_ids"])
+                seen = tokens_seen(model, lambda inner=inner: model(**inner))
+                assert {count for _, count in seen} == {int(inner["attention_mask"].sum())}
+                torch.testing.assert_close(model(**part).logits, expected[1:3])
+        torch.testing.assert_close(model(**whole).logits, expected)
+    torch.testing.assert_close(model(**whole).logits, expected)
+
+
+def test_two_models_can_be_flattened_at_once():
     model, other = fresh("bert"), fresh("roberta")
     mine, theirs = texts(model, (1, 12, 7)), texts(other, (8, 2))
     expected = model(**mine).logits, other(**theirs).logits
-    with flattened(model, mine["attention_mask"]):
-        with pytest.raises(AssertionError, match="flattened already"), flattened(model, mine["attention_mask"]):
-            pass
-        with flattened(other, theirs["attention_mask"]):
-            torch.testing.assert_close(model(**mine).logits, expected[0])
-            torch.testing.assert_close(other(**theirs).logits, expected[1])
+    with flattened(model, mine["attention_mask"]), flattened(other, theirs["attention_mask"]):
+        torch.testing.assert_close(model(**mine).logits, expected[0])
+        torch.testing.assert_close(other(**theirs).logits, expected[1])
 
 
 @pytest.mark.parametrize("architecture", ("bert", "modernbert", "bart", "t5", "llama"))

@@ -44,6 +44,7 @@ FLOORS = {
     "tasks/": 2,
     "adapt/": 2,
     "optim": 2.5,
+    "feature_store": 2,
     "features": 2.5,
     "encoding": 2.5,
     "controls": 2.6,
