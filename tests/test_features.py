@@ -13,11 +13,14 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from test_pretrained import open_it
+from test_train_options import Course
 from tiny import ARCHITECTURES, make_checkpoint
+from tiny_translation import make_translation_checkpoint
 from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.config import AdaptConfig, RunConfig, TrainConfig
+from hf_transfer.decoding import decode
 from hf_transfer.feature_store import FeatureStore
 from hf_transfer.features import StoredFeatures, stored_features
 from hf_transfer.predict import predict
@@ -426,6 +429,29 @@ def test_lora_on_the_upper_layers_learns_from_stored_states(folders, tmp_path):
     upper = "1.attention.self.query,1.attention.self.value"
     store, _, _ = same_course(folders["bert"], tmp_path, "lora", "1 of 2 layers", lora_targets=upper, lora_dropout=0.0)
     assert store.computed == 20
+
+
+def test_a_frozen_encoder_of_a_translation_model_is_looked_up_while_it_learns_and_while_it_writes(tmp_path):
+    folder = make_translation_checkpoint("marian", tmp_path / "marian")
+    config = TrainConfig(epochs=2, window_size=4, learning_rate=1e-2, warmup_fraction=0.0)
+    store, found = FeatureStore(), []
+    for stored in (False, True):
+        course = Course("translation", folder, config, "freeze", freeze="cross_attention:trainable")
+        adapted, rows, make_batch = course.adapted, course.rows, course.functions.make_batch
+        features = StoredFeatures(adapted, "w", store, make_batch(rows[:2]).inputs) if stored else None
+        places, chooser = (
+            RunFolder(tmp_path / "log.jsonl", tmp_path / "c"),
+            Chooser("last", "bleu", True, lambda m: 0.0),
+        )
+        progress = Losses()
+        train(adapted, rows, course.functions, chooser, Accelerator(), config, places, 0, progress, features)
+        found.append((progress.seen, decode(adapted.model, rows["input_ids"][:], [None] * len(rows), 0)))
+        if features is not None:
+            assert features.depth == "the encoder"
+            features.close()
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
+    assert found[1][1] == found[0][1] and any(found[0][1])
+    assert (store.computed, store.reused) == (len(rows), 2 * len(rows)), "writing reads what learning has left"
 
 
 def test_all_layers_frozen_below_a_pooler_that_learns(folders, tmp_path):

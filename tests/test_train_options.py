@@ -22,6 +22,7 @@ from hf_transfer.adapt import apply_strategy
 from hf_transfer.batching import cut_window, window_indices
 from hf_transfer.checkpoint import save_checkpoint
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
+from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.folder import deciding_settings, open_run_folder
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, RunState
@@ -78,7 +79,7 @@ class Course:
         self.rows = rows_of(task, count, len(pretrained.tokenizer))
         run = RunConfig(task=task, train=config)
         self.functions = kind.bind(LABELS[task], pretrained, run, ())
-        self.adapted = apply_strategy(pretrained, AdaptConfig(strategy=strategy, freeze="1", **adapt))
+        self.adapted = apply_strategy(pretrained, AdaptConfig(strategy=strategy, **({"freeze": "1"} | adapt)))
 
     def run(self, folder, validate=lambda model: 0.0, rule="last", resume_from=None):
         settings = self.config.settled(self.task, self.strategy, False)
@@ -249,7 +250,8 @@ def r_drop_by_hand(course, model, batches, alpha):
     """Mean of both passes' cross-entropies plus alpha times the mean of both divergences, over the window's targets."""
     total, targets = 0.0, 0
     for batch in batches:
-        losses, logs = losses_of(course.task, model, batch)
+        with flattened(model, *real_tokens(batch)):  # as the loop: dropout draws for real tokens only
+            losses, logs = losses_of(course.task, model, batch)
         first, second = logs.chunk(2)
         there = (first.exp() * (first - second)).sum(-1)
         back = (second.exp() * (second - first)).sum(-1)
@@ -267,10 +269,8 @@ def test_the_loss_of_r_drop_is_that_of_two_passes_with_their_own_dropout(task, b
     course = Course(task, folders[task], config, dropout=0.3)
     window = window_indices(len(course.rows), 6, SEED, 0)
     lengths = np.asarray(course.rows["length"])[window]
-    batches = [
-        batch
-        for batch, _ in _my_batches(course.rows, window, lengths, course.functions.train_batch, config, Accelerator())
-    ]
+    made = _my_batches(course.rows, window, lengths, course.functions.train_batch, config, Accelerator(), True)
+    batches = [batch for batch, _ in made]
     assert (len(batches) > 1) == (budget == 60)
     assert sum(batch.target_count for batch in batches) * 2 == sum(int((b.labels != -100).sum()) for b in batches)
     torch.manual_seed(_seed_of(SEED, 0, 0))
@@ -325,5 +325,7 @@ def test_a_micro_batch_of_r_drop_holds_both_copies_within_the_budget(folders):
     course = Course("classification", folders["classification"], config)
     window = np.arange(len(course.rows))
     lengths = np.asarray(course.rows["length"])
-    batches = _my_batches(course.rows, window, lengths, course.functions.train_batch, config, Accelerator())
-    assert max(batch.inputs["input_ids"].numel() for batch, _ in batches) <= 120
+    for flat in (False, True):
+        batches = _my_batches(course.rows, window, lengths, course.functions.train_batch, config, Accelerator(), flat)
+        sizes = [batch.tokens if flat else batch.inputs["input_ids"].numel() for batch, _ in batches]
+        assert 30 < max(sizes) <= 120

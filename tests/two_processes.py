@@ -21,7 +21,7 @@ for count in map(int, counts):
     model, optimizer = accelerator.prepare(adapted.model, recorder)
     lengths = np.asarray(rows["length"])
     config = TrainConfig(tokens_per_micro_batch=40)
-    batches = _my_batches(rows, np.arange(count), lengths, functions.make_batch, config, accelerator)
+    batches = _my_batches(rows, np.arange(count), lengths, functions.make_batch, config, accelerator, True)
     sums = learn_window(model, batches, functions.loss_function, optimizer, 0.0, accelerator)
     assert accelerator.num_processes == 2
     found[count] = {"gradients": recorder.seen, "examples": sums.examples}
