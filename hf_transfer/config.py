@@ -325,6 +325,8 @@ class TrainConfig:
     """Examples per optimizer step, over all processes and micro-batches."""
     tokens_per_micro_batch: int = 8192
     """Tokens, padding included, that go through the model at once on one process; lower it when memory runs out."""
+    activation_checkpointing: bool = False
+    """Keep no activations inside layers and compute them again in the backward pass: about a third more time, and memory for one layer in place of all."""
     feature_cache_bytes: int = 16 << 30
     """Bytes of disk, within the output folder and while it lasts, for what the frozen bottom of a model computes and memory does not hold; 0 uses none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

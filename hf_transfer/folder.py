@@ -39,6 +39,7 @@ FREE_TO_CHANGE = {
     "resume",
     "tokens_per_micro_batch",
     "feature_cache_bytes",
+    "activation_checkpointing",
     "source",
     "subset",
 }

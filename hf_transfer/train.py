@@ -32,6 +32,7 @@ from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
+from hf_transfer.output_layer import generator_inside
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
 
@@ -168,6 +169,8 @@ def train(
     lengths = np.asarray(rows["length"])
     adapted.model.to(accelerator.device)
     names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
+    if config.activation_checkpointing:
+        _checkpoint_activations(adapted.model)
     start = {id(p): p.detach().clone() for p in adapted.parts.body} if config.l2_sp else {}
     state = RunState()
     schedule_began = 0.0  # seconds of training before the schedule of the stage
@@ -195,10 +198,18 @@ def train(
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
                 window = window_indices(len(rows), config.window_size, seed, step)
-                batches = _my_batches(rows, window, lengths[window], functions.train_batch, config, accelerator, flat)
-                sums = learn_window(
-                    model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator
-                )
+                sums = None
+                while sums is None:
+                    batches = _my_batches(
+                        rows, window, lengths[window], functions.train_batch, config, accelerator, flat
+                    )
+                    try:
+                        sums = learn_window(
+                            model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator
+                        )
+                    except WindowTooLarge as error:
+                        config = _cut_in_half(config, lengths[window], error, progress)
+                        torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 seconds = _agreed(time.perf_counter() - started, config, accelerator)
                 state = _count(state, step + 1, sums, seconds)
                 _log_step(log, step + 1, learning_rate, seconds, sums)
@@ -224,6 +235,8 @@ def train(
                 if state.stopped_early or time_is_up:
                     break
     selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
+    if config.activation_checkpointing:
+        generator_inside(adapted.model).gradient_checkpointing_disable()
     if features is not None:
         features.end()
     return TrainResult(
@@ -280,20 +293,15 @@ def learn_window(
     ]
     targets = _over_processes(sums, accelerator)[0] if accelerator.num_processes > 1 else sums[0]
     scale = accelerator.num_processes / targets
-    loss_sum = torch.zeros((), device=accelerator.device)
-    padding = 0
-    for turn, (batch, counts) in enumerate(batches):
-        last = turn == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
-            on_device = dataclasses.replace(batch, labels=batch.labels.to(accelerator.device))
-            with flattened(model, *real_tokens(batch)) as is_flat:  # the layers see no padding
-                with accelerator.autocast():  # the output layer of translation multiplies in there
-                    loss = loss_function(model(**inputs), on_device).loss_sum
-                accelerator.backward(loss * (scale if counts else 0.0))
-            if counts:
-                loss_sum += loss.detach()
-                padding += 0 if is_flat else batch.padding_tokens
+    try:
+        loss_sum, padding = _add_gradient(model, batches, loss_function, scale, accelerator)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        optimizer.zero_grad(set_to_none=True)
+        if accelerator.num_processes > 1:  # the others wait for this one's gradient
+            raise RunError(f"out of memory: lower --train.tokens_per_micro_batch ({error}).") from error
+        raise WindowTooLarge(str(error)) from error
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     accelerator.unscale_gradients(optimizer)
     found: Any = nn.utils.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
@@ -306,6 +314,59 @@ def learn_window(
     optimizer.zero_grad(set_to_none=True)
     total, targets, examples, tokens, padded = _over_processes([float(loss_sum), *sums, float(padding)], accelerator)
     return WindowSums(total / targets, norm, int(examples), int(tokens), int(padded), int(targets), stepped)
+
+
+def _add_gradient(
+    model: nn.Module,
+    batches: Sequence[tuple[Batch, bool]],
+    loss_function: LossFunction,
+    scale: float,
+    accelerator: Accelerator,
+) -> tuple[torch.Tensor, int]:
+    """Loss sum of the micro-batches that count, and the padding that layers saw; gradients are left in the model."""
+    loss_sum = torch.zeros((), device=accelerator.device)
+    padding = 0
+    for turn, (batch, counts) in enumerate(batches):
+        last = turn == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
+            on_device = dataclasses.replace(batch, labels=batch.labels.to(accelerator.device))
+            with flattened(model, *real_tokens(batch)) as rows:  # the layers see no padding
+                with accelerator.autocast():  # the output layer of translation multiplies in there
+                    loss = loss_function(model(**inputs), on_device).loss_sum
+                accelerator.backward(loss * (scale if counts else 0.0))
+            if counts:
+                loss_sum += loss.detach()
+                padding += batch.padding_tokens if rows is None else 0
+    return loss_sum, padding
+
+
+class WindowTooLarge(Exception):
+    """The micro-batches of a window do not fit into memory; the model is as it was before the window."""
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _cut_in_half(config: TrainConfig, lengths: np.ndarray, error: WindowTooLarge, progress: ProgressBar) -> TrainConfig:
+    """``config`` with half of the tokens that the window's largest micro-batch may have had.
+
+    The window is then learnt from once more, with the same gradient up to dropout, whose draws go by micro-batch.
+
+    Raises:
+        RunError: the longest example is alone already.
+    """
+    had = min(config.tokens_per_micro_batch, int(lengths.sum()))
+    if had <= lengths.max():
+        raise RunError(
+            f"out of memory with one example of {int(lengths.max())} tokens: lower --data.max_length, turn on "
+            f"--train.activation_checkpointing, or take a smaller checkpoint ({error})."
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    progress.note(f"out of memory: the window is cut into micro-batches of {had // 2} tokens from here on")
+    return replace(config, tokens_per_micro_batch=had // 2)
 
 
 def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, progress: ProgressBar) -> tuple[str, ...]:
@@ -335,6 +396,18 @@ def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, pro
             f"{len(unused)} parameters take no part in the output and stay as they are: {', '.join(unused[:4])}"
         )
     return tuple(name for name in learning if name not in set(unused))
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Let each layer compute its activations once more in the backward pass instead of keeping them (Chen 2016).
+
+    Raises:
+        RunError: the architecture does not offer it.
+    """
+    inner = generator_inside(model)
+    if not inner.supports_gradient_checkpointing:
+        raise RunError(f"--train.activation_checkpointing: {inner.config.model_type} does not offer it; turn it off.")
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _prepare(

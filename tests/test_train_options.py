@@ -22,6 +22,7 @@ from hf_transfer.adapt import apply_strategy
 from hf_transfer.batching import cut_window, window_indices
 from hf_transfer.checkpoint import save_checkpoint
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
+from hf_transfer.errors import RunError
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.folder import deciding_settings, open_run_folder
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
@@ -329,3 +330,89 @@ def test_a_micro_batch_of_r_drop_holds_both_copies_within_the_budget(folders):
         batches = _my_batches(course.rows, window, lengths, course.functions.train_batch, config, Accelerator(), flat)
         sizes = [batch.tokens if flat else batch.inputs["input_ids"].numel() for batch, _ in batches]
         assert 30 < max(sizes) <= 120
+
+
+# --- memory
+
+
+def losses_in(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def run_with_memory_for(course, folder, tokens, error):
+    """Train where a batch of more than ``tokens`` fails, in its backward: half of the gradient is there by then."""
+    notes = Notes()
+    plain = course.functions.loss_function
+
+    def loss_function(outputs, batch):
+        loss = plain(outputs, batch)
+        if batch.tokens > tokens and torch.is_grad_enabled():
+            loss.loss_sum.backward(retain_graph=True)
+            raise error
+        return loss
+
+    functions = replace(course.functions, loss_function=loss_function)
+    chooser, places = Chooser("last", "score", True, lambda model: 0.0), RunFolder(folder / "log.jsonl", folder / "c")
+    settings = course.config.settled(course.task, course.strategy, False)
+    train(course.adapted, course.rows, functions, chooser, Accelerator(), settings, places, SEED, notes)
+    return notes.said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_window_that_does_not_fit_is_cut_in_half_and_learnt_from_with_the_same_gradient(
+    task, error, folders, tmp_path
+):
+    config = replace(PLAIN, learning_rate=1e-2)
+    whole = Course(task, folders[task], config)
+    whole.run(tmp_path / "whole")
+    course = Course(task, folders[task], config)
+    longest = max(course.rows["length"])
+    said = run_with_memory_for(course, tmp_path / "cut", longest + 5, error)
+    assert losses_in(tmp_path / "cut") == pytest.approx(losses_in(tmp_path / "whole"), rel=1e-5)
+    for name, parameter in course.parameters().items():
+        torch.testing.assert_close(parameter, whole.parameters()[name], rtol=1e-4, atol=1e-6, msg=name)
+    halved = [line for line in said if line.startswith("out of memory: the window is cut into micro-batches of ")]
+    assert 1 <= len(halved) <= 4
+
+
+def test_an_example_that_does_not_fit_alone_ends_the_run_with_its_length_and_a_remedy(folders, tmp_path):
+    course = Course("classification", folders["classification"], PLAIN)
+    with pytest.raises(RunError, match=r"one example of \d+ tokens: lower --data.max_length"):
+        longest = max(course.rows["length"])
+        run_with_memory_for(course, tmp_path, longest - 1, torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(folders, tmp_path):
+    course = Course("classification", folders["classification"], PLAIN)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_with_memory_for(course, tmp_path, 1, RuntimeError("shapes do not fit"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_activation_checkpointing_learns_the_same_and_runs_layers_twice(task, folders, tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        course = Course(task, folders[task], replace(PLAIN, learning_rate=1e-2, activation_checkpointing=checkpointing))
+        passes = []
+        layer = course.adapted.parts.layer_modules[0]
+        first = next(module for module in layer.modules() if isinstance(module, torch.nn.Linear))
+        first.register_forward_hook(lambda module, args, output, passes=passes: passes.append(output.requires_grad))
+        course.run(tmp_path / str(checkpointing))
+        assert not course.adapted.model.is_gradient_checkpointing
+        found.append((losses_in(tmp_path / str(checkpointing)), course.parameters(), len(passes)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    for name, parameter in found[1][1].items():
+        torch.testing.assert_close(parameter, found[0][1][name], rtol=1e-5, atol=1e-7, msg=name)
+    assert found[1][2] == found[0][2] + 3, "once more in each window's backward"
