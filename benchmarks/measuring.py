@@ -175,12 +175,14 @@ def seconds_at(clock: Clock, steps: Sequence[dict[str, float]], validated: Colle
     """[steps + 1, 2] wall and processor seconds of training after each step, validation left out.
 
     The stretch after a validation holds it. Such a stretch counts as much as its tokens (padding too) would have taken
-    in the others, on either side alike.
+    in the others, on either side alike; not in the first one, which holds what precedes the first step.
     """
     stretches = np.diff(np.array(clock.stamps), axis=0)
     tokens = np.array([step["tokens"] + step["padding_tokens"] for step in steps], dtype=float)
     disturbed = np.array([number in validated for number in range(len(steps))])  # stretch i follows step i
-    per_token = stretches[~disturbed].sum(0) / tokens[~disturbed].sum()
+    sample = ~disturbed & (np.arange(len(steps)) > 0)
+    assert sample.any(), f"validation at {sorted(validated)} of {len(steps)} steps leaves none to take the time of"
+    per_token = stretches[sample].sum(0) / tokens[sample].sum()
     stretches[disturbed] = tokens[disturbed, None] * per_token
     return np.vstack([np.zeros(2), stretches.cumsum(0)])
 

@@ -54,10 +54,11 @@ def prepare(order: Order) -> dict[str, Any]:
     return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": len(stack) * 2 // 3}
 
 
-def our_run(order: Order, strategy: str) -> Any:
+def our_run(order: Order, strategy: Any) -> Any:
     """``ht.run`` with the settings that stock_trainer.py gives to Trainer."""
     import hf_transfer as ht
 
+    precision: Any = order.precision
     return ht.run(
         ht.RunConfig(
             data=ht.DataConfig(source=order.rows, id_column="id", max_length=order.limit),
@@ -68,7 +69,7 @@ def our_run(order: Order, strategy: str) -> Any:
                 learning_rate=order.learning_rate,
                 head_learning_rate=order.learning_rate,
                 window_size=order.window,
-                precision=order.precision,
+                precision=precision,
                 validation_steps=order.validation_steps or 10**9,  # the last step alone
             ),
             evaluate=ht.EvaluateConfig(metrics=("accuracy", "log_loss"), selection="last"),
@@ -96,6 +97,7 @@ def train(order: Order) -> dict[str, Any]:
         record["curve"] = [
             [step, value, *seconds[step].tolist()]
             for step, value in zip(history["validation_steps"], history["validation"], strict=True)
+            if step in validated  # Trainer does not validate after the last step
         ]
     scores = {score["metric"]: score["value"] for score in results["scores"]}
     said = result.predictions

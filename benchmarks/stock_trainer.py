@@ -74,8 +74,8 @@ def train(order: Order) -> dict[str, Any]:
     # a batch is collated before the one in front of it is learnt from, and validation's are collated in between
     batches = trained_batches(collator.batches, splits, order)
     record = training_record(clock, order, batches, peaks)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    record["final_loss"] = losses[-1]
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    record["final_loss"] = losses[steps // loss_stretch(steps) * loss_stretch(steps)]
     if validated:
         seconds = seconds_at(clock, batches, validated)
         record["curve"] = [

