@@ -143,6 +143,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             mine = replace(mine, learning_rate=LEARNING_RATES.get(way.split()[0], 0.0))
             sides[side] = child(mine, given.threads)
             shutil.rmtree(output, ignore_errors=True)
+        for name in ("examples", "tokens", "ids", "reference"):
+            found = [record[name] for record in sides.values() if record.get(name) is not None]
+            assert found.count(found[0]) == len(found) if found else True, f"the sides differ in {name}: {found}"
         pairs.append(sides)
         if case.validates:
             reach_together(sides)
