@@ -1,0 +1,150 @@
+"""Our side of throughput.py: ``ht.run(RunConfig)`` and ``ht.load(...)``, and what both sides start from.
+
+Only the public interface is called, so that what is measured is what the package does today.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from measuring import Clock, Order, matmul_rate, plain_record, read_rows, seconds_at, training_record
+
+SIZES: dict[str, dict[str, int]] = {
+    "bert-base": {},  # the defaults of transformers.BertConfig
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128},
+}
+"""Random weights, with the tokenizer of the checkpoint: speed does not ask what weights know."""
+
+
+def prepare(order: Order) -> dict[str, Any]:
+    """Facts about model and texts, and the checkpoint to start from: random weights, or a model to evaluate."""
+    import torch
+    import transformers
+
+    checkpoint = order.checkpoint
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    config = transformers.AutoConfig.from_pretrained(checkpoint)
+    if order.size:
+        checkpoint, config = order.output, transformers.BertConfig(vocab_size=len(tokenizer), **SIZES[order.size])
+        torch.manual_seed(order.seed)
+        transformers.BertModel(config).save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+    with torch.device("meta"):
+        body = transformers.AutoModel.from_config(config)
+    stack = next(module for module in body.modules() if isinstance(module, torch.nn.ModuleList))
+    weights = [m.weight for m in stack.modules() if isinstance(m, torch.nn.Linear)]
+    rows = [row for row in read_rows(order.rows) if row.get("split", "train") == "train"]
+    encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=order.limit)["input_ids"]
+    lengths = np.array([len(ids) for ids in encoded], dtype=float)
+    shape = {
+        "layers": len(stack),
+        "hidden": config.hidden_size,
+        "inner": max(max(weight.shape) for weight in weights),
+        "layer_weights": sum(weight.numel() for weight in weights) / len(stack),
+        "mean_length": float(lengths.mean()),
+        "context": float((lengths**2).sum() / lengths.sum()),  # tokens that an average token attends to
+    }
+    if order.case == "evaluation":
+        trained = replace(order, checkpoint=checkpoint, output=f"{order.output}_trained", frozen_layers=0)
+        our_run(trained, "full")
+        checkpoint = f"{trained.output}/model"
+    return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": len(stack) * 2 // 3}
+
+
+def our_run(order: Order, strategy: Any) -> Any:
+    """``ht.run`` with the settings that stock_trainer.py gives to Trainer."""
+    import hf_transfer as ht
+
+    precision: Any = order.precision
+    return ht.run(
+        ht.RunConfig(
+            data=ht.DataConfig(source=order.rows, id_column="id", max_length=order.limit),
+            model=ht.ModelConfig(checkpoint=order.checkpoint),
+            adapt=ht.AdaptConfig(strategy=strategy, freeze=str(order.frozen_layers)),
+            train=ht.TrainConfig(
+                epochs=order.epochs,
+                learning_rate=order.learning_rate,
+                head_learning_rate=order.learning_rate,
+                window_size=order.window,
+                precision=precision,
+                validation_steps=order.validation_steps or 10**9,  # the last step alone
+            ),
+            evaluate=ht.EvaluateConfig(metrics=("accuracy", "log_loss"), selection="last"),
+            output_dir=order.output,
+            overwrite=True,
+            seed=order.seed,
+        )
+    )
+
+
+def train(order: Order) -> dict[str, Any]:
+    """``ht.run``, with the clock around it."""
+    steps = -(-sum(row["split"] == "train" for row in read_rows(order.rows)) // order.window) * order.epochs
+    validated = range(order.validation_steps, steps + 1, order.validation_steps) if order.validation_steps else ()
+    peaks = [matmul_rate(order)]
+    with Clock(order.device, {order.warm_up_steps, steps, *validated}) as clock:
+        result = our_run(order, order.way)
+    peaks.append(matmul_rate(order))
+    logged = read_rows(result.output_dir / "log.jsonl")
+    results = json.loads((result.output_dir / "results.json").read_text(encoding="utf-8"))
+    record = training_record(clock, order, logged, peaks)
+    record["logged_seconds"] = sum(step["seconds"] for step in logged)
+    if validated:
+        seconds, history = seconds_at(clock, logged, validated), results["training"]
+        record["curve"] = [
+            [step, value, *seconds[step].tolist()]
+            for step, value in zip(history["validation_steps"], history["validation"], strict=True)
+            if step in validated  # Trainer does not validate after the last step
+        ]
+    scores = {score["metric"]: score["value"] for score in results["scores"]}
+    said = result.predictions
+    place = {name: i for i, name in enumerate(said.example_ids.tolist())}
+    ids = [row["id"] for row in read_rows(order.rows) if row["split"] == "test"]
+    order_of_rows = [place[name] for name in ids]
+    return record | {
+        "scoring_seconds_per_example": 1 / results["timing"]["predict_examples_per_second"],
+        "accuracy": scores["accuracy"],
+        "test_loss": scores["log_loss"],
+        "ids": ids,
+        "predicted": said.predicted[order_of_rows].tolist(),
+        "reference": said.reference[order_of_rows].tolist(),
+    }
+
+
+def evaluate(order: Order) -> dict[str, Any]:
+    """Texts to classes with ``ht.load``, tokenising included."""
+    import hf_transfer as ht
+
+    rows = read_rows(order.rows)
+    model = ht.load(order.checkpoint, device=order.device)
+    model.predict([row["text"] for row in rows if row["split"] == "validation"])  # warms up
+    test = [row for row in rows if row["split"] == "test"]
+    clock = Clock(order.device)
+    clock.start()
+    answer = model.predict([row["text"] for row in test])
+    clock.stop()
+    predicted = [answer.label_names.index(label) for label in answer.labels]
+    reference = [answer.label_names.index(row["label"]) for row in test]
+    return plain_record(clock, len(test)) | {
+        "accuracy": float(np.mean(np.array(predicted) == reference)),
+        "ids": [row["id"] for row in test],
+        "predicted": predicted,
+        "reference": reference,
+    }
+
+
+def decode(order: Order) -> dict[str, Any]:
+    """``ht.load(...).translate``, tokenising included."""
+    import hf_transfer as ht
+
+    texts = [row["text"] for row in read_rows(order.rows)]
+    translator = ht.load(order.checkpoint, device=order.device)
+    translator.translate(texts[: order.window], "en", "de", beams=order.beams)  # warms up
+    clock = Clock(order.device)
+    clock.start()
+    said = translator.translate(texts, "en", "de", beams=order.beams)
+    clock.stop()
+    return plain_record(clock, len(texts)) | {"predicted": said}
