@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,6 +35,36 @@ def window_indices(examples: int, window_size: int, seed: int, window: int) -> n
     epoch, position = divmod(window, window_count(examples, window_size))
     order = _permutation(examples, seed, epoch)
     return order[position * window_size : (position + 1) * window_size]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """General rows drawn anew for each epoch beside the own ones (mixed fine-tuning, Chu, Dabre and Kurohashi 2017).
+
+    The rows to learn from hold the own ones first and then all general ones. An epoch has all own rows and the next
+    ``drawn`` general ones, which come round in an order of their own for each round.
+    """
+
+    own: int
+    general: int
+    """General rows that there are."""
+    drawn: int
+    """General rows of an epoch, at most ``general``."""
+    seed: int
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return self.own + self.drawn
+
+    def rows(self, places: np.ndarray, epoch: int) -> np.ndarray:
+        """Row numbers for ``places`` within an epoch, each from 0 to ``len(self)``."""
+        turns = np.maximum(places - self.own, 0) + epoch * self.drawn
+        found = np.array(places)
+        for round_ in np.unique(turns // self.general):
+            here = (turns // self.general == round_) & (places >= self.own)
+            order = np.random.default_rng([self.seed, int(round_), self.general]).permutation(self.general)
+            found[here] = self.own + order[turns[here] % self.general]
+        return found
 
 
 _last_permutation: tuple[tuple[int, int, int], np.ndarray] | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-import numpy as np
 from datasets import concatenate_datasets
 
+from hf_transfer.batching import Mixture
 from hf_transfer.pretrained import longest_input
 from hf_transfer.records import EncodedSplits, LabelSpace, Pretrained, Text
 from hf_transfer.tasks import Task
@@ -31,16 +32,20 @@ def encode(
 def mix_general(encoded: EncodedSplits, share: float, seed: int) -> tuple[EncodedSplits, str]:
     """``encoded`` with general text mixed into train, and a sentence about how much.
 
-    General examples are drawn by ``seed`` until they make up ``share`` of all tokens of an epoch (mixed fine-tuning,
-    Chu, Dabre and Kurohashi 2017, who repeat the smaller side: here the in-domain side sets how long an epoch is).
+    General examples make up ``share`` of the tokens of an epoch (mixed fine-tuning, Chu, Dabre and Kurohashi 2017, who
+    repeat the smaller side: here the in-domain side sets how long an epoch is, and each epoch has other general
+    examples until all had their turn).
     """
     assert encoded.general is not None
     own_tokens = sum(encoded.train["length"])
+    general_tokens = sum(encoded.general["length"])
     wanted = own_tokens * share / (1 - share)
-    order = np.random.default_rng(seed).permutation(len(encoded.general))
-    lengths = np.asarray(encoded.general["length"])[order]
-    count = min(int(np.searchsorted(np.cumsum(lengths), wanted)) + 1, len(order))
-    drawn = encoded.general.select(np.sort(order[:count]))
-    tokens = int(lengths[:count].sum())
-    sentence = f"{count:,} general examples are mixed into train ({tokens / (tokens + own_tokens):.0%} of its tokens)."
-    return replace(encoded, train=concatenate_datasets([encoded.train, drawn])), sentence
+    count = min(math.ceil(len(encoded.general) * wanted / general_tokens), len(encoded.general))
+    mixture = Mixture(len(encoded.train), len(encoded.general), count, seed)
+    tokens = general_tokens * count / len(encoded.general)
+    sentence = (
+        f"{count:,} of {len(encoded.general):,} general examples are mixed into each pass over train "
+        f"({tokens / (tokens + own_tokens):.0%} of its tokens)."
+    )
+    train = concatenate_datasets([encoded.train, encoded.general])
+    return replace(encoded, train=train, mixture=mixture), sentence

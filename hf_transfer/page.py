@@ -171,7 +171,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
     padded = find_stacks(adapted.model).reason
     notes = (*vocabulary_notes, *encoded.notes, *mix_notes, *resume_notes, *([padded] if padded else []))
-    plans = plan_stages(adapted.stages, len(encoded.train), settings)
+    plans = plan_stages(adapted.stages, encoded.epoch_size, settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
     with (
@@ -188,8 +188,9 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 progress.note(line)
             told.add(line)
         trained = train(
-            adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress, features
-        )
+            adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress, features,
+            encoded.mixture,
+        )  # fmt: skip
         functions, trained, extra = finish_strategy(
             adapted, trained, start, encoded, functions, validate_on, pretrained, config, higher_is_better,
             accelerator, progress,

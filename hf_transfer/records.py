@@ -147,6 +147,13 @@ class EncodedSplits:
     general_validation: Dataset | None = None
     notes: tuple[str, ...] = ()
     """Sentences about what was left out or split up."""
+    mixture: Any = None
+    """A ``batching.Mixture`` where ``train`` has general rows behind its own."""
+
+    @property
+    def epoch_size(self) -> int:
+        """Examples of one pass over train."""
+        return len(self.mixture or self.train)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import nn
 
 from hf_transfer import checkpoint
 from hf_transfer.adapt.base import Adapted, Stage
-from hf_transfer.batching import cut_window, share_window, window_count, window_indices
+from hf_transfer.batching import Mixture, cut_window, share_window, window_count, window_indices
 from hf_transfer.config import TrainConfig
 from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
@@ -147,6 +147,7 @@ def train(
     seed: int,
     progress: ProgressBar,
     features: StoredFeatures | None = None,
+    mixture: Mixture | None = None,
 ) -> TrainResult:
     """Train ``adapted.model`` in place on encoded ``rows`` and put the chosen step's parameters back.
 
@@ -154,7 +155,8 @@ def train(
     log; at the end of each epoch (or every ``validation_steps``) validate, remember the best, maybe stop early; every
     ``checkpoint_steps`` save; at the end restore the best and check that it scores what was recorded.
 
-    ``features`` answers for what lies below everything that a stage trains.
+    ``features`` answers for what lies below everything that a stage trains; ``mixture`` says which of ``rows`` an epoch
+    has, by default all.
 
     Raises:
         RunError: no finite gradient three times in a row, a trainable parameter that never gets one, or a restored
@@ -163,8 +165,9 @@ def train(
     if not adapted.stages:
         value = chooser.validate(adapted.model.to(accelerator.device))
         return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
-    plans = plan_stages(adapted.stages, len(rows), config)
-    per_epoch = window_count(len(rows), config.window_size)
+    epoch_size = len(mixture or rows)
+    plans = plan_stages(adapted.stages, epoch_size, config)
+    per_epoch = window_count(epoch_size, config.window_size)
     last_step = plans[-1].first_step + plans[-1].steps
     lengths = np.asarray(rows["length"])
     adapted.model.to(accelerator.device)
@@ -197,7 +200,9 @@ def train(
                 in_schedule = _position(state, plan, step, schedule_began, config)
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
-                window = window_indices(len(rows), config.window_size, seed, step)
+                window = window_indices(epoch_size, config.window_size, seed, step)
+                if mixture is not None:
+                    window = mixture.rows(window, step // per_epoch)
                 sums = None
                 while sums is None:
                     batches = _my_batches(

@@ -172,7 +172,10 @@ def with_datastore(
     from hf_transfer.knn import KnnGrid, build_datastore, choose
 
     model, adapt = adapted.model.to(accelerator.device), config.adapt
-    batches = [functions.make_batch(encoded.train[rows]) for rows in _sorted(encoded.train)]
+    train, mixture = encoded.train, encoded.mixture
+    if mixture is not None:
+        train = train.select(mixture.rows(np.arange(len(mixture)), 0))
+    batches = [functions.make_batch(train[rows]) for rows in _sorted(train)]
     datastore = build_datastore(model, batches, accelerator.device, weights_sha256=pretrained.sha256)
     held_out = draw_validation(encoded.validation, LabelSpace("translation"), config)
     grid = KnnGrid()

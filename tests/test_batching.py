@@ -9,6 +9,7 @@ from hf_transfer.batching import (
     EMBEDDING_SHARE,
     MOST_PADDED,
     OVERHEAD_TOKENS,
+    Mixture,
     cut_window,
     share_window,
     sorted_batches,
@@ -165,3 +166,25 @@ def test_batches_of_an_evaluation_hold_every_row_once_and_are_full(budget):
 
 def test_no_rows_give_no_batches():
     assert sorted_batches([], 100) == []
+
+
+def test_each_epoch_of_a_mixture_has_all_own_rows_and_other_general_ones_until_all_had_their_turn():
+    mixture = Mixture(own=6, general=10, drawn=4, seed=3)
+    assert len(mixture) == 10
+    epochs = [mixture.rows(np.arange(10), epoch) for epoch in range(5)]
+    for rows in epochs:
+        assert rows[:6].tolist() == list(range(6))
+        assert ((rows[6:] >= 6) & (rows[6:] < 16)).all()
+    rounds = np.concatenate([rows[6:] for rows in epochs])
+    assert sorted(rounds[:10]) == sorted(rounds[10:]) == list(range(6, 16))
+    assert rounds[:10].tolist() != rounds[10:].tolist(), "each round has an order of its own"
+    other = Mixture(6, 10, 4, seed=4)
+    assert other.rows(np.arange(10), 0).tolist() != epochs[0].tolist()
+
+
+def test_a_place_in_an_epoch_of_a_mixture_is_found_without_those_before_it():
+    mixture = Mixture(own=5, general=7, drawn=7, seed=0)
+    whole = [mixture.rows(np.arange(12), epoch) for epoch in range(4)]
+    for epoch in (3, 0, 2):
+        for place in (11, 4, 5, 8):
+            assert mixture.rows(np.array([place]), epoch)[0] == whole[epoch][place]
