@@ -27,6 +27,8 @@ TRAIN_PAIRS = 4000
 NEWS_TRAIN_PAIRS, EVERYDAY_TRAIN_PAIRS = 2000, 16000
 EVERYDAY_SAMPLE = 4000  # of which the test sentences are taken
 OPUS = ("emea", "kde4", "opensubtitles", "ted2020")
+RATES = ("mixed=1e-4",)  # half of the default: what is forgotten goes by the rate (LOG.md)
+INTERPOLATION = 0.8  # kept 87% of the gain on validation captions, with another share of general text (LOG.md)
 STRATEGIES = ("full", "freeze", "lora", "mixed", "interpolated", "knn")
 
 
@@ -45,7 +47,7 @@ def main() -> None:
             data=ht.DataConfig(
                 source=str(domains),
                 general_source=str(general),
-                general_share=0.5,  # of the tokens of mixed, and of interpolated, which so ends at mixed fine-tuning
+                general_share=0.7,  # of the tokens of mixed, and of interpolated, which so ends at mixed fine-tuning
                 train_domains=(domain,),
                 max_train_examples=TRAIN_PAIRS,
                 max_length=128,
@@ -54,9 +56,17 @@ def main() -> None:
                 drop_leaks=True,
             ),
             model=ht.ModelConfig(checkpoint=str(shared / "checkpoints" / "marian-en-de-small")),
-            adapt=ht.AdaptConfig(freeze="cross_attention:trainable", lora_rank=32, lora_alpha=64, general_weight=0.7),
+            adapt=ht.AdaptConfig(
+                strategy="interpolated",  # for its setting; all of STRATEGIES are compared
+                interpolation=INTERPOLATION,
+                freeze="cross_attention:trainable",
+                lora_rank=32,
+                lora_alpha=64,
+                general_weight=0.7,
+            ),
             train=ht.TrainConfig(epochs=6, window_size=32, tokens_per_micro_batch=4096),
             evaluate=ht.EvaluateConfig(beams=2, validation_examples=200, tokens_per_batch=8192),
+            learning_rates=RATES,
             strategies=STRATEGIES,
             controls=("before", "scratch"),
             seeds=(0,),
