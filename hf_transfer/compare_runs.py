@@ -264,9 +264,9 @@ def _source_text(config: CompareConfig, texts: Texts) -> Text:
 
 
 def _adapt_settings(adapt: AdaptConfig, name: str) -> AdaptConfig:
-    """Those of the strategy, without what belongs to others; a control without a strategy leaves them as they are."""
+    """Those of the strategy, without what belongs to others; for a control, which has no strategy, those of full."""
     if name in CONTROLS:
-        return adapt
+        return dataclasses.replace(adapt, strategy="full", interpolation=None)
     return dataclasses.replace(
         adapt,
         strategy=name,  # type: ignore[arg-type]
