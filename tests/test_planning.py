@@ -203,7 +203,7 @@ def test_nothing_is_kept_where_embeddings_learn_or_dropout_changes_the_states(so
     for strategy, adapt in (
         ("full", {}),
         ("freeze", {"freeze": "0-1"}),
-        ("lora", {"lora_targets": "query"}),
+        ("lora", {"lora_targets": "1.attention.self.query"}),
     ):
         cache = ht.plan(config_for(source, checkpoints("bert"), tmp_path, strategy, adapt))["cache"]
         assert (cache["layers"], cache["bytes"]) == (0, 0)
