@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_transfer.errors import InputError, RunError
     from hf_transfer.loading import LoadedModel, load
     from hf_transfer.page import RunResult, run
+    from hf_transfer.planning import plan
     from hf_transfer.pretrained import find_checkpoint, load_pretrained
     from hf_transfer.rebuild import rebuild_report
     from hf_transfer.sources import load_source
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "run": "page",
     "RunResult": "page",
+    "plan": "planning",
     "compare": "compare_runs",
     "CompareResult": "compare_runs",
     "rebuild_report": "rebuild",
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "run",
     "RunResult",
+    "plan",
     "compare",
     "CompareResult",
     "rebuild_report",

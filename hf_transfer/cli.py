@@ -1,4 +1,4 @@
-"""Floor 6: the command line: `hf-transfer run`, `compare`, `report`, `predict`, `translate` and `vocabulary`.
+"""Floor 6: the command line: `hf-transfer run`, `plan`, `compare`, `report`, `predict`, `translate` and `vocabulary`.
 
 Nothing heavy is imported before a command line has been read and found right.
 """
@@ -30,6 +30,7 @@ Adapt a pretrained transformer to your text, and learn what it is worth outside 
 commands:
   run         adapt, score by domain, save, prove and report; `hf-transfer run --help` lists every setting,
               `--task translation` makes it translation
+  plan        what `run` with the same flags would train, compute, hold and take; nothing is trained or written
   compare     several strategies, controls and seeds on the same data: which is best, and is it real?
   report      the report again, from the results.json of one comparison or of several runs
   predict     labels and probabilities for the texts of a file; `hf-transfer predict --help`
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "run": _run,
+        "plan": _plan,
         "compare": _compare,
         "report": _report,
         "predict": _predict,
@@ -69,6 +71,16 @@ def _run(words: Sequence[str]) -> None:
     from hf_transfer.page import run
 
     run(config)
+
+
+def _plan(words: Sequence[str]) -> None:
+    from hf_transfer.command_line import load_config
+
+    config = load_config(words, "hf-transfer plan")
+    from hf_transfer.planning import plan
+    from hf_transfer.report.plan_console import print_plan
+
+    print_plan(plan(config))
 
 
 def _compare(words: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ class FeatureStore:
         """``limit_bytes`` of memory, by default ``MEMORY_BYTES``; ``file_bytes`` of a file in ``folder``;
         ``for_several``: several runs look rows up, so that those of the test sets are kept too."""
         self._rows: dict[bytes, Row] = {}
-        self._limit_bytes = _memory_limit() if limit_bytes is None else limit_bytes
+        self._limit_bytes = memory_limit() if limit_bytes is None else limit_bytes
         self._file = _RowFile(folder, file_bytes) if folder is not None and file_bytes else None
         self.for_several = for_several
         self.bytes = 0
@@ -106,7 +106,8 @@ def _digest(key: Key) -> bytes:
     return hashlib.blake2b(key[0].encode() + b"\0" + key[1], digest_size=16).digest()
 
 
-def _memory_limit() -> int:
+def memory_limit() -> int:
+    """Bytes of memory that a store takes at most."""
     import psutil
 
     return min(MEMORY_BYTES, psutil.virtual_memory().available // 4)

@@ -89,8 +89,8 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert (
-        shown.err == "hf-transfer: 1 problem\n  - there is no command 'train': use run, compare, "
-        "report, predict, translate, vocabulary.\n"
+        shown.err == "hf-transfer: 1 problem\n  - there is no command 'train': use run, plan, "
+        "compare, report, predict, translate, vocabulary.\n"
     )
 
 

@@ -92,7 +92,7 @@ def accepts(flags: list[str], defaults: dict[str, str]) -> None:
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_command_has_flags_that_are_accepted(command, monkeypatch, capsys):
     recipe = {"task": "classification", "output_dir": "runs/text_cls"}
-    if command[:2] == ["hf-transfer", "run"]:
+    if command[:2] in (["hf-transfer", "run"], ["hf-transfer", "plan"]):
         accepts(command[2:], {})
     elif command[:2] == ["hf-transfer", "predict"]:
         from hf_transfer import predict_file

@@ -1,0 +1,339 @@
+"""Floor 5: what a run would learn, compute, hold in memory and take, before it runs; nothing is written.
+
+The run is opened as the page opens it and its windows are drawn and cut as the loop does (rehearsal.py); cost.py turns
+their lengths into operations and bytes. Time alone is measured: on a few of those micro-batches (speed.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import disable_progress_bars
+
+from hf_transfer.adapt import Adapted
+from hf_transfer.batching import window_count
+from hf_transfer.config import RunConfig, check_config
+from hf_transfer.cost import (
+    OPTIMIZER_BYTES_KEPT,
+    OPTIMIZER_BYTES_MOVED,
+    SOURCE_LENGTH,
+    Trace,
+    activation_bytes,
+    frozen_prefix,
+    operations,
+    shapes_of,
+    without_prefix,
+)
+from hf_transfer.cross_entropy import MOST_BYTES
+from hf_transfer.feature_store import FeatureStore, memory_limit
+from hf_transfer.features import stored_features
+from hf_transfer.flattened import find_stacks
+from hf_transfer.output_layer import output_layer
+from hf_transfer.rehearsal import Prepared, StageCost, cost_of, cost_of_pass, example, mark, prepare, watch
+from hf_transfer.report.results import plain
+from hf_transfer.speed import Measured, measure
+from hf_transfer.train import plan_stages
+
+FP32_BYTES = 4
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """What ``run(config)`` would train, compute, hold and take; validation, scoring and controls are not in it.
+
+    The checkpoint and the data are read as ``run`` reads them, ``output_dir`` is not looked at. About three seconds are
+    spent on measuring speed.
+
+    Returns:
+        Plain data, as JSON has it: ``parameters`` (by part of the model), ``lora``, ``data``, ``steps``, ``operations``
+        (of the run and by part), ``memory`` (bytes), ``cache`` (of what frozen layers compute) and ``time`` (seconds).
+
+    Raises:
+        InputError: what ``run`` refuses about settings, data and checkpoint.
+    """
+    disable_progress_bars()
+    check_config(config)
+    with tempfile.TemporaryDirectory(prefix="hf-transfer-") as folder:  # a vocabulary is learnt into output_dir
+        return plain(_describe(prepare(dataclasses.replace(config, output_dir=folder)), config))
+
+
+def _describe(run: Prepared, config: RunConfig) -> dict[str, Any]:
+    """Every number of the plan."""
+    plans = plan_stages(run.adapted.stages, run.encoded.epoch_size, run.settings)
+    stages = [cost_of(run, stage) for stage in plans] or [cost_of_pass(run)]
+    stored = _stored(run, stages)
+    return {
+        "task": config.task,
+        "strategy": config.adapt.strategy,
+        "checkpoint": config.model.checkpoint,
+        "device": run.device.type,
+        "precision": run.precision,
+        "parameters": _parameters(run.adapted),
+        "lora": _lora(run),
+        "data": _data(run, stages),
+        "steps": _steps(run, stages),
+        "operations": _operations(run, stages),
+        "memory": _memory(run, stages, stored),
+        "cache": stored,
+        "time": _time(stages, stored, measure(run, stages[-1])),
+    }
+
+
+# ---- parameters ------------------------------------------------------------------------------------------------
+
+
+def _parameters(adapted: Adapted) -> dict[str, Any]:
+    """Parameters in all and those that some stage trains, by part from bottom to top; no parameter counts twice."""
+    parts = adapted.parts
+    ever = {id(p) for stage in adapted.stages for p in stage.trainable}
+    named = [
+        ("embeddings", parts.embeddings),
+        *((f"layer {i}", layer) for i, layer in enumerate(parts.layers)),
+        ("rest", parts.rest),
+        ("head", parts.head),
+        ("other", tuple(adapted.model.parameters())),  # frozen copies that PEFT keeps of what it saves whole
+    ]
+    seen: set[int] = set()
+    rows = []
+    for name, parameters in named:
+        own = [p for p in parameters if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        rows.append(
+            {
+                "name": name,
+                "trainable": sum(p.numel() for p in own if id(p) in ever),
+                "total": sum(p.numel() for p in own),
+            }
+        )
+    return {
+        "trainable": adapted.summary.trainable,
+        "total": adapted.summary.total,
+        "parts": [row for row in rows if row["total"]],
+    }
+
+
+def _lora(run: Prepared) -> dict[str, Any] | None:
+    if run.config.adapt.strategy != "lora":
+        return None
+    names = list(run.adapted.model.base_model.targeted_module_names)  # type: ignore[union-attr, arg-type]
+    return {"rank": run.config.adapt.lora_rank, "count": len(names), "modules": names}
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------
+
+
+# ---- what is said of them --------------------------------------------------------------------------------------
+
+
+def _data(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+    lengths = run.source + run.target
+    cut = sum(stage.shapes.tokens * stage.scale for stage in stages)
+    padding = sum(stage.shapes.padding * stage.scale for stage in stages)
+    return {
+        "train_examples": len(lengths),
+        "validation_examples": len(run.encoded.validation),
+        "tokens": int(lengths.sum()),
+        "source_tokens": int(run.source.sum()),
+        "target_tokens": int(run.target.sum()),
+        "longest": int(lengths.max()),
+        "truncated": run.encoded.truncated,
+        "path": "flattened" if run.flat else "padded",
+        "why_padded": find_stacks(run.adapted.model).reason,
+        "padding_fraction": 0.0 if run.flat else _share(padding, cut + padding),
+        "padding_fraction_of_batches": _share(padding, cut + padding),
+    }
+
+
+def _steps(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+    per_epoch = window_count(len(run.source), run.settings.window_size)
+    steps = sum(stage.plan.steps for stage in stages)
+    tokens = sum(stage.tokens for stage in stages)
+    batches = sum(stage.shapes.batches * stage.plan.steps / max(stage.windows, 1) for stage in stages)
+    padding = 0 if run.flat else sum(stage.shapes.padding * stage.scale for stage in stages)
+    return {
+        "window_size": run.settings.window_size,
+        "windows_per_epoch": per_epoch,
+        "steps": steps,
+        "epochs": steps / per_epoch,
+        "examples": sum(stage.examples for stage in stages),
+        "tokens": tokens,
+        "padding_tokens": round(padding),
+        "micro_batches_per_step": _share(batches, steps),
+        "windows_simulated": sum(stage.windows for stage in stages),
+        "stages": [{"name": stage.plan.stage.name, "steps": stage.plan.steps} for stage in stages],
+        "most_seconds": run.settings.max_seconds,
+        "may_stop_early": bool(run.settings.patience),
+    }
+
+
+def _operations(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+    """Of the run, of a mean step, and by part."""
+    found = np.sum([stage.operations(run.flat) for stage in stages], axis=0)
+    depth = len(found) - 2
+    steps = sum(stage.plan.steps for stage in stages)
+    names = ["below the layers", *(f"layer {i}" for i in range(depth)), "above the layers"]
+    forward, of_inputs, of_weights = found.sum(0)
+    return {
+        "forward": forward,
+        "input_gradients": of_inputs,
+        "weight_gradients": of_weights,
+        "total": found.sum(),
+        "per_step": _share(found.sum(), steps),
+        "parts": [
+            {"name": name, "forward": row[0], "backward": row[1] + row[2]}
+            for name, row in zip(names, found, strict=True)
+        ],
+    }
+
+
+def _memory(run: Prepared, stages: Sequence[StageCost], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes by what they hold, at the fullest moment of a step; what libraries take for themselves is not in it."""
+    tensors = (*run.adapted.model.parameters(), *run.adapted.model.buffers())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    trained = max(sum(p.numel() for p in stage.trained) for stage in stages)
+    kept, largest = max((_largest(run, stage) for stage in stages), key=lambda pair: pair[0])
+    beside = sum(p.numel() for p in run.adapted.parts.body) if run.settings.l2_sp else 0
+    beside += run.adapted.summary.total if run.config.adapt.strategy == "interpolated" else 0
+    found = {
+        "weights": weights,
+        "gradients": trained * FP32_BYTES,
+        "optimizer": trained * OPTIMIZER_BYTES_KEPT,
+        "activations": kept,
+        "start": beside * FP32_BYTES,
+        "store": min(stored["bytes"], stored["limit_bytes"]),
+    }
+    return {**found, "total": sum(found.values()), "largest_micro_batch": largest}
+
+
+def _largest(run: Prepared, stage: StageCost) -> tuple[float, dict[str, int]]:
+    """Bytes kept for the backward of the micro-batch that keeps most, and its shape.
+
+    Looked for among those of most tokens and of the longest example, as attention grows with the square of it.
+    """
+    lengths = run.source + run.target
+    real = [int(lengths[piece].sum()) for piece in stage.pieces]
+    padded = [len(piece) * int(lengths[piece].max()) for piece in stage.pieces]
+    longest = [int(lengths[piece].max()) for piece in stage.pieces]
+    found = []
+    for place in {int(np.argmax(values)) for values in (real, padded, longest)}:
+        piece = stage.pieces[place]
+        shapes = shapes_of([piece], run.source, run.target, stage.shapes.copies)
+        kept = activation_bytes(stage.trace, shapes, run.flat)
+        if run.writes and stage.trained:  # a few logits at a time, and the weight's gradient beside its sum
+            vocabulary = output_layer(run.pretrained.model)[0].shape[0]
+            kept += min(shapes.copies * float(shapes.target.sum()) * vocabulary * FP32_BYTES, MOST_BYTES)
+        found.append((kept, {"examples": len(piece), "tokens": real[place], "padded_tokens": padded[place]}))
+    return max(found, key=lambda pair: pair[0])
+
+
+# ---- the store of what frozen layers compute -------------------------------------------------------------------
+
+
+def _stored(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+    """What a store of frozen states would hold of train, and the operations of the run with and without it.
+
+    It holds what the head reads where the whole body is frozen (features.py), else the states that enter the lowest
+    layer that learns. Filling it takes one pass through what is frozen for each train example.
+    """
+    limit = memory_limit() + run.settings.feature_cache_bytes
+    without = float(sum(stage.operations(run.flat).sum() for stage in stages))
+    found: dict[str, Any] = {
+        "layers": 0,
+        "of_layers": len(run.adapted.parts.layers),
+        "holds": "nothing",
+        "bytes": 0,
+        "limit_bytes": limit,
+        "stored_share": 0.0,
+        "operations_without": without,
+        "operations_with": without,
+        "operations_to_fill": 0.0,
+    }
+    trained = {id(p) for stage in run.adapted.stages for p in stage.trainable}
+    parts = run.adapted.parts
+    layers = min(frozen_prefix(parts.layers, parts.embeddings, trained), parts.encoder_depth)
+    if run.config.adapt.strategy == "knn":  # a datastore that is always there, and no store of this kind
+        width = output_layer(run.pretrained.model)[0].shape[1]
+        size = int(run.target.sum()) * (width + 1) * FP32_BYTES  # a state and a piece for each target token
+        return found | {"holds": "decoder states (kNN-MT)", "bytes": size, "limit_bytes": size, "stored_share": 1.0}
+    if not layers:
+        return found
+    everything = shapes_of([np.array([i]) for i in range(len(run.source))], run.source, run.target)
+    body = _whole_body(run, stages) if layers == len(parts.layers) else None
+    if body is not None:
+        holds, size, heads = body
+        fill = operations(stages[0].trace, everything, run.flat)[:, 0].sum()
+        fill -= operations(heads[0], everything, run.flat)[:, 0].sum()
+        kept = [
+            operations(head, stage.shapes, run.flat) * stage.scale for head, stage in zip(heads, stages, strict=True)
+        ]
+    else:
+        widths = stages[0].trace.widths
+        holds = "states of every token"
+        size = int(run.source.sum()) * widths.get(layers, widths[layers - 1]) * FP32_BYTES
+        fill = operations(stages[0].trace, everything, run.flat)[: layers + 1, 0].sum()
+        kept = [without_prefix(stage.operations(run.flat), layers) for stage in stages]
+    seen = min(1.0, sum(stage.examples for stage in stages) / len(run.source))
+    share = min(1.0, limit / size)
+    fill *= seen * share
+    read = float(sum(found_of_stage.sum() for found_of_stage in kept))
+    return found | {
+        "layers": layers,
+        "holds": holds,
+        "bytes": size,
+        "stored_share": share,
+        "operations_with": share * read + (1 - share) * without + fill,
+        "operations_to_fill": fill,
+    }
+
+
+def _whole_body(run: Prepared, stages: Sequence[StageCost]) -> tuple[str, int, list[Trace]] | None:
+    """Of a body that no stage trains: what is stored, its bytes, and for each stage a trace of the head alone; None
+    where stored outputs do not serve."""
+    trial = run.functions.make_batch(run.encoded.train[: min(2, len(run.source))])
+    sizes = []
+    heads: list[Trace] = []
+    for length in (SOURCE_LENGTH, 2 * SOURCE_LENGTH):
+        store = FeatureStore()
+        with stored_features(run.adapted, "plan", store, trial.inputs) as features:
+            features.begin(run.adapted.stages[0])
+            if not features.depth.startswith("the body"):
+                return None
+            with torch.no_grad():
+                run.adapted.model(**example(run, length))
+            sizes.append(store.bytes)
+            for stage in stages if not heads else ():
+                mark(run, stage.plan)
+                heads.append(watch(run))  # the body is looked up
+    per_token = (sizes[1] - sizes[0]) // SOURCE_LENGTH
+    per_example = sizes[0] - per_token * SOURCE_LENGTH
+    size = per_example * len(run.source) + per_token * int(run.source.sum())
+    return ("states of every token" if per_token else "one vector per example"), size, heads
+
+
+# ---- time ------------------------------------------------------------------------------------------------------
+
+
+def _time(stages: Sequence[StageCost], stored: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
+    """Seconds of training, from operations at the measured speed and the optimizer's traffic through memory."""
+    steps = sum(stage.plan.steps for stage in stages)
+    moved = sum(sum(p.numel() for p in stage.trained) * stage.plan.steps for stage in stages) * OPTIMIZER_BYTES_MOVED
+    optimizer = moved / measured.bytes_per_second
+    seconds = stored["operations_without"] / measured.operations_per_second + optimizer
+    return {
+        "how": measured.how,
+        "micro_batches_run": measured.micro_batches,
+        "operations_per_second": measured.operations_per_second,
+        "product_operations_per_second": measured.product_operations_per_second,
+        "optimizer_seconds": optimizer,
+        "seconds_per_step": seconds / steps if steps else None,
+        "seconds": seconds,
+        "seconds_with_cache": stored["operations_with"] / measured.operations_per_second + optimizer,
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,228 @@
+"""Floor 5: a run up to its first step: opened, its strategy applied, its windows drawn and cut, and no step taken.
+
+The way from config to stages is that of ``page.adapt``, and the windows are those that the loop will draw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_transfer.adapt import Adapted, Stage, apply_strategy
+from hf_transfer.batching import cut_window, sorted_batches, window_count, window_indices
+from hf_transfer.config import RunConfig, TrainConfig
+from hf_transfer.cost import (
+    SOURCE_LENGTH,
+    TARGET_LENGTH,
+    Shapes,
+    Trace,
+    operations,
+    shapes_of,
+    trace,
+    with_output_layer,
+)
+from hf_transfer.ctranslate2_engine import check_export
+from hf_transfer.encoding import encode
+from hf_transfer.flattened import find_stacks
+from hf_transfer.launch import choose_precision
+from hf_transfer.metrics import choose_metrics
+from hf_transfer.output_layer import output_layer
+from hf_transfer.page import _mixed, _sample_inputs
+from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
+from hf_transfer.records import EncodedSplits, Pretrained, Text
+from hf_transfer.tasks import TASKS, TaskFunctions
+from hf_transfer.text import read_text
+from hf_transfer.train import StagePlan
+from hf_transfer.translation_run import TOKENS_PER_DATASTORE_BATCH, with_vocabulary
+
+MOST_WINDOWS = 2000
+"""Windows of a stage that are cut; of a longer one so many, evenly spaced, stand for all. One of 16 takes 0.3 ms."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run as it stands before its first step."""
+
+    config: RunConfig
+    settings: TrainConfig
+    """``config.train`` with what goes by task and strategy filled in."""
+    text: Text
+    pretrained: Pretrained
+    encoded: EncodedSplits
+    functions: TaskFunctions
+    adapted: Adapted
+    device: torch.device
+    precision: str
+    source: np.ndarray
+    """[train examples] tokens."""
+    target: np.ndarray
+    """[train examples] target tokens; 0 of a classifier."""
+
+    @property
+    def flat(self) -> bool:
+        """Whether the layers see real tokens only."""
+        return not find_stacks(self.adapted.model).reason
+
+    @property
+    def writes(self) -> bool:
+        """Whether the loss has the output layer to itself (translation)."""
+        return self.functions.translate is not None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Half precision, where the run would have it."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage of training amounts to."""
+
+    plan: StagePlan
+    trace: Trace
+    shapes: Shapes
+    """Of all micro-batches that were cut."""
+    scale: float
+    """Tokens of all windows of the stage over those of the windows that were cut."""
+    windows: int
+    """Windows that were cut."""
+    pieces: tuple[np.ndarray, ...]
+    """Row numbers of each of those micro-batches."""
+    examples: int
+    tokens: int
+    """Real tokens of all windows."""
+    trained: tuple[nn.Parameter, ...]
+
+    def operations(self, flat: bool) -> np.ndarray:
+        """[depth + 2, 3] of the whole stage (cost.py)."""
+        return operations(self.trace, self.shapes, flat) * self.scale
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """The first steps of ``page.adapt``."""
+    task = TASKS[config.task]
+    text = Text(*read_text(config.data, config.train, task, config.seed))
+    settings = config.train.settled(config.task, config.adapt.strategy, config.model.checkpoint.startswith("scratch:"))
+    model_config, _ = with_vocabulary(config, text)
+    found = find_checkpoint(model_config)
+    labels, keeps_head = align_labels(text.labels, found)
+    metrics = choose_metrics(config.evaluate, labels.problem, len(text.splits.validation))
+    pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
+    if config.publish.export == "ctranslate2":
+        check_export(pretrained.model, pretrained.tokenizer)
+    labels = task.settle(labels, pretrained, config)
+    encoded, _ = encode(text, labels, pretrained, task, config.data.max_length)
+    encoded, _ = _mixed(encoded, config)
+    functions = task.bind(labels, pretrained, config, metrics)
+    adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
+    device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
+    precision = choose_precision(config.train.precision, found.model_type)
+    adapted.model.to(device)
+    target = np.zeros(len(encoded.train), dtype=int)
+    if functions.translate is not None:
+        target = np.array([len(ids) for ids in encoded.train["labels"]], dtype=int)
+    return Prepared(
+        config=config,
+        settings=settings,
+        text=text,
+        pretrained=pretrained,
+        encoded=encoded,
+        functions=functions,
+        adapted=adapted,
+        device=device,
+        precision=precision,
+        source=np.asarray(encoded.train["length"]) - target,
+        target=target,
+    )
+
+
+def cost_of(run: Prepared, plan: StagePlan) -> StageCost:
+    """Draw and cut the windows of a stage, and watch the model as it is in it."""
+    lengths = run.source + run.target
+    copies = 2 if run.settings.r_drop else 1
+    size, mixture = run.encoded.epoch_size, run.encoded.mixture
+    windows = []
+    for step in range(plan.first_step, plan.first_step + plan.steps):
+        window = window_indices(size, run.settings.window_size, run.config.seed, step)
+        if mixture is not None:
+            window = mixture.rows(window, step // window_count(size, run.settings.window_size))
+        windows.append(window)
+    few = windows
+    if len(windows) > MOST_WINDOWS:
+        few = [windows[i] for i in np.linspace(0, len(windows) - 1, MOST_WINDOWS).astype(int)]
+    pieces = tuple(
+        window[piece]
+        for window in few
+        for piece in cut_window(lengths[window], run.settings.tokens_per_micro_batch // copies, run.flat)
+    )
+    tokens = sum(int(lengths[window].sum()) for window in windows)
+    shapes = shapes_of(pieces, run.source, run.target, copies)
+    mark(run, plan)
+    return StageCost(
+        plan=plan,
+        trace=watch(run),
+        shapes=shapes,
+        scale=tokens / shapes.tokens,
+        windows=len(few),
+        pieces=pieces,
+        examples=sum(map(len, windows)),
+        tokens=tokens,
+        trained=plan.stage.trainable,
+    )
+
+
+def cost_of_pass(run: Prepared) -> StageCost:
+    """One forward pass over train, where nothing learns: what kNN-MT makes its datastore of."""
+    model = run.adapted.model.eval()
+    model.requires_grad_(False)
+    pieces = sorted_batches(run.source + run.target, TOKENS_PER_DATASTORE_BATCH)
+    shapes = shapes_of(pieces, run.source, run.target)
+    with torch.no_grad():
+        seen = watch(run)
+    return StageCost(StagePlan(Stage("datastore", ()), 0, 0, 0, 0), seen, shapes, 1.0, 0, tuple(pieces), 0, 0, ())
+
+
+def mark(run: Prepared, plan: StagePlan) -> None:
+    """Let the parameters of a stage learn and no others, and set the modes that the loop would."""
+    in_stage = {id(p) for p in plan.stage.trainable}
+    for parameter in run.adapted.model.parameters():
+        parameter.requires_grad_(id(parameter) in in_stage)
+    run.adapted.set_train_mode(run.adapted.model)
+
+
+def watch(run: Prepared) -> Trace:
+    """One forward pass of a short example, in the mode that the model is in."""
+    with run.autocast():
+        found, outputs = trace(run.adapted.model, run.adapted.parts.layer_modules, example(run, SOURCE_LENGTH))
+    if run.writes and torch.is_grad_enabled():
+        weight, _ = output_layer(run.pretrained.model)
+        learns_below = outputs.logits.requires_grad
+        found = with_output_layer(found, weight.shape[1], weight.shape[0], learns_below, weight.requires_grad)
+    return found
+
+
+def example(run: Prepared, length: int) -> dict[str, torch.Tensor]:
+    """Inputs of the first train example, made ``length`` tokens long and its target ``TARGET_LENGTH``."""
+    row = {name: [values] for name, values in run.encoded.train[0].items()}
+    row["input_ids"] = [resized(row["input_ids"][0], length)]
+    if "token_type_ids" in row:
+        row["token_type_ids"] = [[0] * length]
+    if run.writes:
+        row |= {name: [resized(row[name][0], TARGET_LENGTH)] for name in ("labels", "decoder_input_ids")}
+    return {name: tensor.to(run.device) for name, tensor in run.functions.make_batch(row).inputs.items()}
+
+
+def resized(ids: Sequence[int], length: int) -> list[int]:
+    """``ids`` cut or stretched in the middle: heads look for tokens at the ends."""
+    middle = list(ids[1:-1]) or [ids[-1]]
+    wanted = length - 2
+    return [ids[0], *(middle * wanted)[:wanted], ids[-1]]
