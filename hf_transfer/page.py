@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 
-from hf_transfer.adapt import Adapted, apply_strategy
+from hf_transfer.adapt import Adapted
 from hf_transfer.artefact import save_artefact
 from hf_transfer.comparison import compare_with_controls, join
 from hf_transfer.config import RunConfig, check_config
 from hf_transfer.control_runs import score_controls
-from hf_transfer.ctranslate2_engine import check_export
-from hf_transfer.encoding import encode, mix_general
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.features import stored_features
 from hf_transfer.flattened import find_stacks
@@ -39,9 +36,9 @@ from hf_transfer.launch import (
     start_processes,
     whole_model,
 )
-from hf_transfer.metrics import METRICS, choose_metrics, score
+from hf_transfer.metrics import METRICS, score
 from hf_transfer.predict import predict
-from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
+from hf_transfer.preparing import prepare
 from hf_transfer.records import (
     Artefact,
     DomainSplits,
@@ -69,14 +66,11 @@ from hf_transfer.translation_run import (
     proof_of_artefact,
     quicker,
     start_of,
-    with_vocabulary,
     write_translations,
 )
 
 PROOF_EXAMPLES = 8
 """Train texts whose logits the proof of the artefact compares."""
-SAMPLE_EXAMPLES, SAMPLE_BATCH = 256, 16
-"""Train examples that an initialisation may look at, and how many at once."""
 TIMED_EXAMPLES = 256
 """Test examples, spread over all domains, by which the speed of a model is measured that was not used itself."""
 
@@ -133,25 +127,10 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     """
     task, splits = TASKS[config.task], text.splits
     output_dir = Path(config.output_dir)
-    from_scratch = config.model.checkpoint.startswith("scratch:")
-    settings = config.train.settled(config.task, config.adapt.strategy, from_scratch)
-
-    # model
-    model_config, vocabulary_notes = with_vocabulary(config, text)
-    found = find_checkpoint(model_config)
-    labels, keeps_head = align_labels(text.labels, found)
-    metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
-    pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
-    pretrained = dataclasses.replace(pretrained, checkpoint_id=config.model.checkpoint)
-    if config.publish.export == "ctranslate2" and keep_model:
-        check_export(pretrained.model, pretrained.tokenizer)
-    labels = task.settle(labels, pretrained, config)
-    encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)
-    encoded, mix_notes = _mixed(encoded, config)
-    functions = task.bind(labels, pretrained, config, metrics)
-    adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
-    adapted = dataclasses.replace(adapted, strategy=config.adapt.strategy)  # mixed and interpolated train as full does
-    accelerator = start_processes(settings, found.model_type, len(adapted.stages))
+    prepared = prepare(config, text, keep_model)
+    settings, pretrained, labels, metrics = prepared.settings, prepared.pretrained, prepared.labels, prepared.metrics
+    encoded, functions, adapted = prepared.encoded, prepared.functions, prepared.adapted
+    accelerator = start_processes(settings, prepared.model_type, len(adapted.stages))
     check_sharding(accelerator, adapted.model, settings.l2_sp)
     reset_peak_memory(accelerator)
     shell = make_shell(adapted.model, accelerator)
@@ -170,7 +149,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
     folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
     padded = find_stacks(adapted.model).reason
-    notes = (*vocabulary_notes, *encoded.notes, *mix_notes, *resume_notes, *([padded] if padded else []))
+    notes = (*prepared.notes, *resume_notes, *([padded] if padded else []))
     plans = plan_stages(adapted.stages, encoded.epoch_size, settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
@@ -222,8 +201,8 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 pretrained,
                 labels,
                 task.name,
-                max_length,
-                keeps_head,
+                prepared.max_length,
+                prepared.keeps_head,
                 config.publish.export,
                 proof,
                 translate,
@@ -260,24 +239,6 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         )
     accelerator.wait_for_everyone()
     return RunResult(results, shift, predictions, output_dir)
-
-
-def _mixed(encoded: EncodedSplits, config: RunConfig) -> tuple[EncodedSplits, tuple[str, ...]]:
-    """General text mixed into train, where the strategy or ``data.general_share`` asks for it."""
-    share = config.data.general_share
-    if share is None and config.adapt.strategy == "mixed":
-        share = 0.5
-    if share is None:
-        return encoded, ()
-    encoded, sentence = mix_general(encoded, share, config.seed)
-    return encoded, (sentence,)
-
-
-def _sample_inputs(rows: Dataset, functions: TaskFunctions, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Inputs of ``SAMPLE_EXAMPLES`` train rows drawn by ``seed``, in batches of ``SAMPLE_BATCH``."""
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:SAMPLE_EXAMPLES]
-    for start in range(0, len(drawn), SAMPLE_BATCH):
-        yield functions.make_batch(rows[drawn[start : start + SAMPLE_BATCH]]).inputs
 
 
 def _predict_seconds(encoded: EncodedSplits, predict_rows: Callable[[Any], Predictions]) -> float:

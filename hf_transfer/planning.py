@@ -34,7 +34,7 @@ from hf_transfer.feature_store import FeatureStore, memory_limit
 from hf_transfer.features import stored_features
 from hf_transfer.flattened import find_stacks
 from hf_transfer.output_layer import output_layer
-from hf_transfer.rehearsal import Prepared, StageCost, cost_of, cost_of_pass, example, mark, prepare, watch
+from hf_transfer.rehearsal import Rehearsal, StageCost, cost_of, cost_of_pass, example, mark, rehearse, watch
 from hf_transfer.report.results import plain
 from hf_transfer.speed import Measured, measure
 from hf_transfer.train import plan_stages
@@ -58,10 +58,10 @@ def plan(config: RunConfig) -> dict[str, Any]:
     disable_progress_bars()
     check_config(config)
     with tempfile.TemporaryDirectory(prefix="hf-transfer-") as folder:  # a vocabulary is learnt into output_dir
-        return plain(_describe(prepare(dataclasses.replace(config, output_dir=folder)), config))
+        return plain(_describe(rehearse(dataclasses.replace(config, output_dir=folder)), config))
 
 
-def _describe(run: Prepared, config: RunConfig) -> dict[str, Any]:
+def _describe(run: Rehearsal, config: RunConfig) -> dict[str, Any]:
     """Every number of the plan."""
     plans = plan_stages(run.adapted.stages, run.encoded.epoch_size, run.settings)
     stages = [cost_of(run, stage) for stage in plans] or [cost_of_pass(run)]
@@ -116,7 +116,7 @@ def _parameters(adapted: Adapted) -> dict[str, Any]:
     }
 
 
-def _lora(run: Prepared) -> dict[str, Any] | None:
+def _lora(run: Rehearsal) -> dict[str, Any] | None:
     if run.config.adapt.strategy != "lora":
         return None
     names = list(run.adapted.model.base_model.targeted_module_names)  # type: ignore[union-attr, arg-type]
@@ -129,7 +129,7 @@ def _lora(run: Prepared) -> dict[str, Any] | None:
 # ---- what is said of them --------------------------------------------------------------------------------------
 
 
-def _data(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+def _data(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
     lengths = run.source + run.target
     cut = sum(stage.shapes.tokens * stage.scale for stage in stages)
     padding = sum(stage.shapes.padding * stage.scale for stage in stages)
@@ -148,7 +148,7 @@ def _data(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
     }
 
 
-def _steps(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+def _steps(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
     per_epoch = window_count(len(run.source), run.settings.window_size)
     steps = sum(stage.plan.steps for stage in stages)
     tokens = sum(stage.tokens for stage in stages)
@@ -170,7 +170,7 @@ def _steps(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
     }
 
 
-def _operations(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+def _operations(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
     """Of the run, of a mean step, and by part."""
     found = np.sum([stage.operations(run.flat) for stage in stages], axis=0)
     depth = len(found) - 2
@@ -190,7 +190,7 @@ def _operations(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
     }
 
 
-def _memory(run: Prepared, stages: Sequence[StageCost], stored: Mapping[str, Any]) -> dict[str, Any]:
+def _memory(run: Rehearsal, stages: Sequence[StageCost], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Bytes by what they hold, at the fullest moment of a step; what libraries take for themselves is not in it."""
     tensors = (*run.adapted.model.parameters(), *run.adapted.model.buffers())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -209,7 +209,7 @@ def _memory(run: Prepared, stages: Sequence[StageCost], stored: Mapping[str, Any
     return {**found, "total": sum(found.values()), "largest_micro_batch": largest}
 
 
-def _largest(run: Prepared, stage: StageCost) -> tuple[float, dict[str, int]]:
+def _largest(run: Rehearsal, stage: StageCost) -> tuple[float, dict[str, int]]:
     """Bytes kept for the backward of the micro-batch that keeps most, and its shape.
 
     Looked for among those of most tokens and of the longest example, as attention grows with the square of it.
@@ -233,7 +233,7 @@ def _largest(run: Prepared, stage: StageCost) -> tuple[float, dict[str, int]]:
 # ---- the store of what frozen layers compute -------------------------------------------------------------------
 
 
-def _stored(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
+def _stored(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
     """What a store of frozen states would hold of train, and the operations of the run with and without it.
 
     It holds what the head reads where the whole body is frozen (features.py), else the states that enter the lowest
@@ -290,7 +290,7 @@ def _stored(run: Prepared, stages: Sequence[StageCost]) -> dict[str, Any]:
     }
 
 
-def _whole_body(run: Prepared, stages: Sequence[StageCost]) -> tuple[str, int, list[Trace]] | None:
+def _whole_body(run: Rehearsal, stages: Sequence[StageCost]) -> tuple[str, int, list[Trace]] | None:
     """Of a body that no stage trains: what is stored, its bytes, and for each stage a trace of the head alone; None
     where stored outputs do not serve."""
     trial = run.functions.make_batch(run.encoded.train[: min(2, len(run.source))])

@@ -1,6 +1,6 @@
 """Floor 5: a run up to its first step: opened, its strategy applied, its windows drawn and cut, and no step taken.
 
-The way from config to stages is that of ``page.adapt``, and the windows are those that the loop will draw.
+The windows are those that the loop will draw.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_transfer.adapt import Adapted, Stage, apply_strategy
+from hf_transfer.adapt import Adapted, Stage
 from hf_transfer.batching import cut_window, sorted_batches, window_count, window_indices
 from hf_transfer.config import RunConfig, TrainConfig
 from hf_transfer.cost import (
@@ -28,42 +28,57 @@ from hf_transfer.cost import (
     trace,
     with_output_layer,
 )
-from hf_transfer.ctranslate2_engine import check_export
-from hf_transfer.encoding import encode
 from hf_transfer.flattened import find_stacks
 from hf_transfer.launch import choose_precision
-from hf_transfer.metrics import choose_metrics
 from hf_transfer.output_layer import output_layer
-from hf_transfer.page import _mixed, _sample_inputs
-from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
+from hf_transfer.preparing import Prepared, prepare
 from hf_transfer.records import EncodedSplits, Pretrained, Text
 from hf_transfer.tasks import TASKS, TaskFunctions
 from hf_transfer.text import read_text
 from hf_transfer.train import StagePlan
-from hf_transfer.translation_run import TOKENS_PER_DATASTORE_BATCH, with_vocabulary
+from hf_transfer.translation_run import TOKENS_PER_DATASTORE_BATCH
 
 MOST_WINDOWS = 2000
 """Windows of a stage that are cut; of a longer one so many, evenly spaced, stand for all. One of 16 takes 0.3 ms."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run as it stands before its first step."""
+class Rehearsal:
+    """A run that is prepared, and where it would be trained."""
 
     config: RunConfig
-    settings: TrainConfig
-    """``config.train`` with what goes by task and strategy filled in."""
-    text: Text
-    pretrained: Pretrained
-    encoded: EncodedSplits
-    functions: TaskFunctions
-    adapted: Adapted
+    prepared: Prepared
     device: torch.device
     precision: str
     source: np.ndarray
     """[train examples] tokens."""
     target: np.ndarray
     """[train examples] target tokens; 0 of a classifier."""
+
+    @property
+    def settings(self) -> TrainConfig:
+        """Those of the loop."""
+        return self.prepared.settings
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """The checkpoint."""
+        return self.prepared.pretrained
+
+    @property
+    def encoded(self) -> EncodedSplits:
+        """The text."""
+        return self.prepared.encoded
+
+    @property
+    def functions(self) -> TaskFunctions:
+        """What the task does."""
+        return self.prepared.functions
+
+    @property
+    def adapted(self) -> Adapted:
+        """The model, as the strategy leaves it."""
+        return self.prepared.adapted
 
     @property
     def flat(self) -> bool:
@@ -106,46 +121,22 @@ class StageCost:
         return operations(self.trace, self.shapes, flat) * self.scale
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """The first steps of ``page.adapt``."""
-    task = TASKS[config.task]
-    text = Text(*read_text(config.data, config.train, task, config.seed))
-    settings = config.train.settled(config.task, config.adapt.strategy, config.model.checkpoint.startswith("scratch:"))
-    model_config, _ = with_vocabulary(config, text)
-    found = find_checkpoint(model_config)
-    labels, keeps_head = align_labels(text.labels, found)
-    metrics = choose_metrics(config.evaluate, labels.problem, len(text.splits.validation))
-    pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
-    if config.publish.export == "ctranslate2":
-        check_export(pretrained.model, pretrained.tokenizer)
-    labels = task.settle(labels, pretrained, config)
-    encoded, _ = encode(text, labels, pretrained, task, config.data.max_length)
-    encoded, _ = _mixed(encoded, config)
-    functions = task.bind(labels, pretrained, config, metrics)
-    adapted = apply_strategy(pretrained, config.adapt, lambda: _sample_inputs(encoded.train, functions, config.seed))
+def rehearse(config: RunConfig) -> Rehearsal:
+    """Read the text, prepare the run and see how many tokens each train example has."""
+    text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
+    prepared = prepare(config, text)
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
     device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
-    precision = choose_precision(config.train.precision, found.model_type)
-    adapted.model.to(device)
-    target = np.zeros(len(encoded.train), dtype=int)
-    if functions.translate is not None:
-        target = np.array([len(ids) for ids in encoded.train["labels"]], dtype=int)
-    return Prepared(
-        config=config,
-        settings=settings,
-        text=text,
-        pretrained=pretrained,
-        encoded=encoded,
-        functions=functions,
-        adapted=adapted,
-        device=device,
-        precision=precision,
-        source=np.asarray(encoded.train["length"]) - target,
-        target=target,
-    )
+    prepared.adapted.model.to(device)
+    train = prepared.encoded.train
+    target = np.zeros(len(train), dtype=int)
+    if prepared.functions.translate is not None:
+        target = np.array([len(ids) for ids in train["labels"]], dtype=int)
+    precision = choose_precision(config.train.precision, prepared.model_type)
+    return Rehearsal(config, prepared, device, precision, np.asarray(train["length"]) - target, target)
 
 
-def cost_of(run: Prepared, plan: StagePlan) -> StageCost:
+def cost_of(run: Rehearsal, plan: StagePlan) -> StageCost:
     """Draw and cut the windows of a stage, and watch the model as it is in it."""
     lengths = run.source + run.target
     copies = 2 if run.settings.r_drop else 1
@@ -180,7 +171,7 @@ def cost_of(run: Prepared, plan: StagePlan) -> StageCost:
     )
 
 
-def cost_of_pass(run: Prepared) -> StageCost:
+def cost_of_pass(run: Rehearsal) -> StageCost:
     """One forward pass over train, where nothing learns: what kNN-MT makes its datastore of."""
     model = run.adapted.model.eval()
     model.requires_grad_(False)
@@ -191,7 +182,7 @@ def cost_of_pass(run: Prepared) -> StageCost:
     return StageCost(StagePlan(Stage("datastore", ()), 0, 0, 0, 0), seen, shapes, 1.0, 0, tuple(pieces), 0, 0, ())
 
 
-def mark(run: Prepared, plan: StagePlan) -> None:
+def mark(run: Rehearsal, plan: StagePlan) -> None:
     """Let the parameters of a stage learn and no others, and set the modes that the loop would."""
     in_stage = {id(p) for p in plan.stage.trainable}
     for parameter in run.adapted.model.parameters():
@@ -199,7 +190,7 @@ def mark(run: Prepared, plan: StagePlan) -> None:
     run.adapted.set_train_mode(run.adapted.model)
 
 
-def watch(run: Prepared) -> Trace:
+def watch(run: Rehearsal) -> Trace:
     """One forward pass of a short example, in the mode that the model is in."""
     with run.autocast():
         found, outputs = trace(run.adapted.model, run.adapted.parts.layer_modules, example(run, SOURCE_LENGTH))
@@ -210,7 +201,7 @@ def watch(run: Prepared) -> Trace:
     return found
 
 
-def example(run: Prepared, length: int) -> dict[str, torch.Tensor]:
+def example(run: Rehearsal, length: int) -> dict[str, torch.Tensor]:
     """Inputs of the first train example, made ``length`` tokens long and its target ``TARGET_LENGTH``."""
     row = {name: [values] for name, values in run.encoded.train[0].items()}
     row["input_ids"] = [resized(row["input_ids"][0], length)]

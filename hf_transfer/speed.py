@@ -13,7 +13,7 @@ import torch
 
 from hf_transfer.cost import operations, shapes_of
 from hf_transfer.flattened import flattened, real_tokens
-from hf_transfer.rehearsal import Prepared, StageCost, mark
+from hf_transfer.rehearsal import Rehearsal, StageCost, mark
 
 MEASURED_SECONDS = 1.0
 """How long micro-batches are run for, after the first one."""
@@ -36,7 +36,7 @@ class Measured:
     micro_batches: int
 
 
-def measure(run: Prepared, stage: StageCost) -> Measured:
+def measure(run: Rehearsal, stage: StageCost) -> Measured:
     """Run micro-batches of ``stage``, forward and backward, until ``MEASURED_SECONDS`` have passed; no step is taken.
 
     Where a single example would take too long, the speed of a plain matrix product stands for it.
@@ -69,7 +69,7 @@ def _spread(pieces: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         yield from pieces[::step]
 
 
-def _part(run: Prepared, stage: StageCost, piece: np.ndarray, most: float) -> tuple[np.ndarray, float]:
+def _part(run: Rehearsal, stage: StageCost, piece: np.ndarray, most: float) -> tuple[np.ndarray, float]:
     """As many rows of ``piece``, evenly spaced, as take ``most`` operations, at least one; and their operations."""
 
     def amount(rows: np.ndarray) -> float:
@@ -81,7 +81,7 @@ def _part(run: Prepared, stage: StageCost, piece: np.ndarray, most: float) -> tu
     return rows, amount(rows)
 
 
-def _run_one(run: Prepared, stage: StageCost, rows: np.ndarray) -> float:
+def _run_one(run: Rehearsal, stage: StageCost, rows: np.ndarray) -> float:
     """Seconds of forward and backward of a micro-batch. Gradients are handed over and dropped: none is kept."""
     model, functions = run.adapted.model, run.functions
     batch = functions.train_batch(run.encoded.train[rows])
@@ -99,14 +99,14 @@ def _run_one(run: Prepared, stage: StageCost, rows: np.ndarray) -> float:
     return time.perf_counter() - started
 
 
-def _product_speed(run: Prepared) -> float:
+def _product_speed(run: Rehearsal) -> float:
     """Operations per second of a product of two matrices of 1024 x 1024, at the run's precision."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     matrix = torch.rand(1024, 1024, device=run.device, dtype=kinds.get(run.precision, torch.float32))
     return 2 * 1024**3 * _per_second(lambda: matrix @ matrix, run.device)
 
 
-def _memory_speed(run: Prepared) -> float:
+def _memory_speed(run: Rehearsal) -> float:
     """Bytes per second that are read and written by copying 32 MB."""
     source = torch.zeros(8_000_000, device=run.device)
     target = torch.empty_like(source)

@@ -83,7 +83,7 @@ def translation_config(checkpoint, output_dir, strategy="full", adapt=(), train=
 
 def counted_by_torch(config: ht.RunConfig) -> int:
     """FLOPs of every window of the run, forward and backward, as torch counts them in its kernels."""
-    run = rehearsal.prepare(config)
+    run = rehearsal.rehearse(config)
     lengths = np.asarray(run.encoded.train["length"])
     copies = 2 if config.train.r_drop else 1
     # the counter leaves products out that are added in place, as translation's gradient of the output layer is
@@ -163,7 +163,7 @@ def test_operations_of_translation_are_those_that_torch_counts(strategy, adapt, 
 def test_the_forward_of_a_layer_and_what_freezing_saves_are_as_by_hand(source, checkpoints, tmp_path):
     config = config_for(source, checkpoints("bert"), tmp_path, "freeze", {"freeze": "1"})
     plan = ht.plan(config)
-    run = rehearsal.prepare(config)
+    run = rehearsal.rehearse(config)
     lengths = np.asarray(run.encoded.train["length"])
     # two epochs: 4 projections of 16 x 16 and 2 of 16 x 24 per token, 2 products of length x length x 16 per text
     layer = 2 * sum(2 * n * (4 * HIDDEN**2 + 2 * HIDDEN * INNER) + 2 * 2 * n * n * HIDDEN for n in lengths.tolist())
@@ -258,7 +258,7 @@ def test_the_run_has_the_parameters_steps_and_tokens_that_were_planned(
 
 @pytest.mark.parametrize("name", ["mpnet", "bert"])
 def test_what_autograd_keeps_is_what_was_planned(name, source, checkpoints, tmp_path):
-    run = rehearsal.prepare(config_for(source, checkpoints(name), tmp_path, train={"tokens_per_micro_batch": 200}))
+    run = rehearsal.rehearse(config_for(source, checkpoints(name), tmp_path, train={"tokens_per_micro_batch": 200}))
     (stage,) = plan_stages(run.adapted.stages, len(run.source), run.settings)
     cost = rehearsal.cost_of(run, stage)
     rows = np.argsort(run.source)[-6:]
