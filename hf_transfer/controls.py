@@ -63,8 +63,8 @@ class BaselineModel:
         probabilities = self.outputs(rows).astype(np.float32) if len(rows) else np.zeros(shape, np.float32)
         assert probabilities.shape == shape, f"{probabilities.shape} outputs, expected {shape}"
         return Predictions(
-            example_ids=np.asarray(rows["example_id"], dtype=str),
-            domain_ids=np.asarray(rows["domain"], dtype=str),
+            example_ids=np.asarray(rows["example_id"][:], dtype=str),
+            domain_ids=np.asarray(rows["domain"][:], dtype=str),
             predicted=Classification().decide(probabilities, self.labels),
             reference=_references(rows, self.labels),
             probabilities=probabilities,
@@ -133,8 +133,8 @@ def fit_tfidf(train: Dataset, validation: Dataset, labels: LabelSpace, seed: int
 def _references(rows: Dataset, labels: LabelSpace) -> np.ndarray:
     """[n] class ids, [n, classes] 0/1, or [n] floats, as the task's ``encode`` numbers them."""
     if labels.problem == "regression":
-        return np.array([float(raw) for raw in rows["label"]])
-    named = [as_names(read_label(raw, labels.separator)) for raw in rows["label"]]
+        return np.array([float(raw) for raw in rows["label"][:]])
+    named = [as_names(read_label(raw, labels.separator)) for raw in rows["label"][:]]
     if labels.problem == "multi_label":
         held = [[name in names for name in labels.names] for names in named]
         return np.array(held, dtype=np.int64).reshape(-1, len(labels.names))

@@ -105,8 +105,8 @@ def _whole_texts(rows: Dataset) -> list[str]:
 
 def _sides(rows: Dataset) -> tuple[list[str], list[str] | None]:
     if "source" in rows.column_names:
-        return list(rows["source"]), None
-    return list(rows["text"]), list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+        return rows["source"][:], None
+    return rows["text"][:], rows["text_pair"][:] if "text_pair" in rows.column_names else None
 
 
 def _open_body(config: RunConfig, text: Text) -> Pretrained:

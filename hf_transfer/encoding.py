@@ -37,8 +37,8 @@ def mix_general(encoded: EncodedSplits, share: float, seed: int) -> tuple[Encode
     examples until all had their turn).
     """
     assert encoded.general is not None
-    own_tokens = sum(encoded.train["length"])
-    general_tokens = sum(encoded.general["length"])
+    own_tokens = sum(encoded.train["length"][:])
+    general_tokens = sum(encoded.general["length"][:])
     wanted = own_tokens * share / (1 - share)
     count = min(math.ceil(len(encoded.general) * wanted / general_tokens), len(encoded.general))
     mixture = Mixture(len(encoded.train), len(encoded.general), count, seed)

@@ -34,7 +34,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.attention.varlen as torch_varlen
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -502,12 +501,19 @@ def _varlen_serves(query: torch.Tensor, layout: Layout, dropout: float) -> bool:
 def _varlen_is_there() -> bool:
     """torch 2.10 has another signature."""
     wanted = {"scale", "window_size", "enable_gqa"}
-    return wanted <= set(inspect.signature(torch_varlen.varlen_attn).parameters)
+    return wanted <= set(inspect.signature(_varlen_function()).parameters)
+
+
+@functools.cache
+def _varlen_function() -> Any:
+    import torch.nn.attention.varlen  # here, since it brings torch's compiler along, which takes seconds to import
+
+    return torch.nn.attention.varlen.varlen_attn
 
 
 def _varlen(rows: Sequence[torch.Tensor], layout: Layout, scaling: float | None) -> torch.Tensor:
     query, key, value = rows
-    found: Any = torch_varlen.varlen_attn(
+    found: Any = _varlen_function()(
         query,
         key,
         value,

@@ -34,7 +34,7 @@ def predict(
     if not len(rows):
         nothing = np.zeros(0)
         return Predictions(nothing.astype(str), nothing.astype(str), nothing, nothing, np.zeros((0, 1), np.float32))
-    lengths = np.asarray(rows["length"])
+    lengths = np.asarray(rows["length"][:])
     if functions.translate is not None:
         share = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
         translated = functions.translate(accelerator.unwrap_model(model), rows.select(share))
@@ -74,6 +74,6 @@ def _in_order(rows: Dataset, parts: Sequence[tuple[np.ndarray, np.ndarray]], fun
     assert np.array_equal(positions[order], np.arange(len(rows))), (
         f"{len(positions)} predictions for {len(rows)} rows: every row must be predicted exactly once"
     )
-    example_ids = np.asarray(rows["example_id"])
+    example_ids = np.asarray(rows["example_id"][:])
     assert len(set(example_ids)) == len(example_ids), "example ids must be unique within what is predicted"
     return functions.to_predictions(rows, np.concatenate([values for _, values in parts])[order])

@@ -169,7 +169,7 @@ def train(
     plans = plan_stages(adapted.stages, epoch_size, config)
     per_epoch = window_count(epoch_size, config.window_size)
     last_step = plans[-1].first_step + plans[-1].steps
-    lengths = np.asarray(rows["length"])
+    lengths = np.asarray(rows["length"][:])
     adapted.model.to(accelerator.device)
     names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
     if config.activation_checkpointing:

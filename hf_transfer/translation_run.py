@@ -69,8 +69,8 @@ def with_vocabulary(config: RunConfig, text: Text) -> tuple[ModelConfig, tuple[s
     train = text.splits.train
     folder = scratch_folder(
         match[1],
-        list(train["source"]),
-        list(train["target"]),
+        train["source"][:],
+        train["target"][:],
         Path(config.output_dir) / "vocabulary",
         pieces=config.model.vocabulary_size,
         source_lang=text.labels.source_lang,
@@ -204,7 +204,7 @@ def with_datastore(
 
 def _sorted(rows: Dataset) -> list[np.ndarray]:
     """Row numbers of batches of like length, each of about ``TOKENS_PER_DATASTORE_BATCH`` tokens."""
-    return sorted_batches(np.asarray(rows["length"]), TOKENS_PER_DATASTORE_BATCH)
+    return sorted_batches(np.asarray(rows["length"][:]), TOKENS_PER_DATASTORE_BATCH)
 
 
 def proof_of_artefact(
@@ -228,7 +228,7 @@ def proof_of_artefact(
         if len(pieces) == 1 and tuple(languages) == wanted
     ][:most]
     rows = rows.select(chosen)
-    sources = tagged(list(rows["source"]), [domain] * len(rows), labels)
+    sources = tagged(rows["source"][:], [domain] * len(rows), labels)
     languages = dict(zip(pair, ([language] * len(rows) for language in wanted), strict=True))
     translate = quicker(functions).translate
     assert translate is not None
@@ -245,7 +245,7 @@ def describe_translation(
 
     domains = {}
     for domain, part in split_predictions(predictions).items():
-        sources = list(splits.test[domain]["source"])
+        sources = splits.test[domain]["source"][:]
         domains[domain] = {
             "role": splits.role(domain),
             **quality_counts(sources, list(part.predicted), list(part.reference)),

@@ -148,7 +148,7 @@ def test_what_is_handed_to_varlen_attention_means_the_same(architecture, monkeyp
         return varlen_by_hand(*arguments, **settings)
 
     monkeypatch.setattr(flat, "_varlen_serves", lambda query, layout, dropout: layout.allowed is None)
-    monkeypatch.setattr(flat.torch_varlen, "varlen_attn", varlen)
+    monkeypatch.setattr(flat, "_varlen_function", lambda: varlen)
     model = opened(architecture)
     same_as_padded(model, texts(model, (1, 33, 7, 7, 3, 12)))
     expected = {"bert": {(-1, -1)}, "llama": {(-1, 0)}, "bart": {(-1, -1), (-1, 0)}, "modernbert": {(-1, -1)}}

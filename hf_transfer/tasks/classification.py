@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -94,10 +95,10 @@ class Classification:
         import numpy as np
 
         return Predictions(
-            example_ids=np.asarray(rows["example_id"]),
-            domain_ids=np.asarray(rows["domain"]),
+            example_ids=np.asarray(rows["example_id"][:]),
+            domain_ids=np.asarray(rows["domain"][:]),
             predicted=self.decide(probabilities, labels),
-            reference=np.asarray(rows["labels"]),
+            reference=np.asarray(rows["labels"][:]),
             probabilities=probabilities,
         )
 
@@ -204,7 +205,7 @@ def _all_splits(splits: DomainSplits) -> Iterator[tuple[str, Dataset]]:
 
 
 def _not_numbers(name: str, rows: Dataset) -> list[str]:
-    bad = [place for raw, place in zip(rows["label"], rows["place"], strict=True) if read_number(raw) is None]
+    bad = [place for raw, place in zip(rows["label"][:], rows["place"][:], strict=True) if read_number(raw) is None]
     if not bad:
         return []
     shown = ", ".join(bad[:PLACES_SHOWN])
@@ -226,7 +227,7 @@ def _class_problems(names: Sequence[str], problem: str, splits: DomainSplits, da
         counts: Counter[str] = Counter()
         places: dict[str, str] = {}
         not_one: list[str] = []
-        for raw, place in zip(rows["label"], rows["place"], strict=True):
+        for raw, place in zip(rows["label"][:], rows["place"][:], strict=True):
             labels = as_names(read_label(raw, data.label_separator))
             if problem == "single_label" and len(labels) != 1:
                 not_one.append(place)
@@ -277,13 +278,14 @@ def _encode_rows(
         pair = columns.get("text_pair")
         tokens = tokenizer(columns["text"], pair, truncation=True, max_length=max_length, padding=False)
         ids = tokens["input_ids"]
-        full = [i for i, row in enumerate(ids) if len(row) >= max_length]
-        whole = (
-            tokenizer([columns["text"][i] for i in full], [pair[i] for i in full] if pair else None) if full else None
-        )
-        cut = [False] * len(ids)
-        for i, row in zip(full, whole["input_ids"] if whole else [], strict=True):
-            cut[i] = len(row) > max_length
+        if tokens.encodings is not None:
+            cut = [bool(encoding.overflowing) for encoding in tokens.encodings]
+        else:  # a tokenizer in plain Python keeps nothing of what it leaves out
+            full = [i for i, row in enumerate(ids) if len(row) >= max_length]
+            texts, others = [columns["text"][i] for i in full], [pair[i] for i in full] if pair else None
+            whole = tokenizer(texts, others)["input_ids"] if full else []
+            too_long = {i for i, row in zip(full, whole, strict=True) if len(row) > max_length}
+            cut = [i in too_long for i in range(len(ids))]
         encoded = {
             "input_ids": ids,
             "labels": [number(raw) for raw in columns["label"]],
@@ -297,6 +299,7 @@ def _encode_rows(
     if not len(rows):  # a map over nothing makes no columns
         return rows.select_columns(["example_id", "domain"]), 0
     dropped = [name for name in rows.column_names if name not in ("example_id", "domain")]
-    encoded = rows.map(encode, batched=True, remove_columns=dropped, load_from_cache_file=False)
-    cut = sum(encoded["was_cut"])
+    # a name of our own: datasets would make one by pickling the tokenizer, which takes longer than tokenising
+    encoded = rows.map(encode, batched=True, remove_columns=dropped, new_fingerprint=uuid.uuid4().hex)
+    cut = sum(encoded["was_cut"][:])
     return encoded.remove_columns("was_cut"), cut

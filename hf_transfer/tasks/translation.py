@@ -234,7 +234,7 @@ class Translation:
 
         from hf_transfer.decoding import decode
 
-        pieces, forced = rows["pieces"], rows["forced"]
+        pieces, forced = rows["pieces"][:], rows["forced"][:]
         flat = [ids for parts in pieces for ids in parts]
         flat_forced = [None if first < 0 else first for parts, first in zip(pieces, forced, strict=True) for _ in parts]
         written = decode(
@@ -262,11 +262,11 @@ class Translation:
 
         from hf_transfer.translation_scores import sentence_statistics
 
-        references = np.array(list(rows["reference"]), dtype=object)
-        statistics = sentence_statistics(list(translations), list(references), metrics, list(rows["source"]), tokenize)
+        references = np.array(rows["reference"][:], dtype=object)
+        statistics = sentence_statistics(list(translations), list(references), metrics, rows["source"][:], tokenize)
         return Predictions(
-            example_ids=np.asarray(rows["example_id"]),
-            domain_ids=np.asarray(rows["domain"]),
+            example_ids=np.asarray(rows["example_id"][:]),
+            domain_ids=np.asarray(rows["domain"][:]),
             predicted=translations,
             reference=references,
             probabilities=statistics,
