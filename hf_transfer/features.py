@@ -47,6 +47,8 @@ class StoredFeatures:
         self._keeps = True
         self.depth = ""
         """What is looked up, in words; "" where everything is computed."""
+        self._said: dict[str, list[int]] = {}
+        """Examples computed and looked up, by depth."""
         if not adapted.stages:
             self._choose(())
             self.end()
@@ -61,6 +63,14 @@ class StoredFeatures:
         share the store."""
         self._keeps = self._store.for_several
         self._store.flush()
+
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was looked up."""
+        return tuple(
+            f"computed once and then looked up: {depth} ({computed:,} examples computed, {reused:,} looked up)."
+            for depth, (computed, reused) in self._said.items()
+            if reused
+        )
 
     def close(self) -> None:
         """Give the model its own ``forward`` back."""
@@ -138,6 +148,10 @@ class StoredFeatures:
                         store.put(keys[i], rows[i])  # type: ignore[arg-type]
             store.computed += len(missing)
             store.reused += len(keys) - len(missing)
+            if store is self._store:
+                counts = self._said.setdefault(way.name, [0, 0])
+                counts[0] += len(missing)
+                counts[1] += len(keys) - len(missing)
             found = _joined([row for row in rows if row is not None], input_ids.shape[1], way.keep, input_ids.device)
             if way.layers is None:
                 return way.kind(**found)

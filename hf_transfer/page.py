@@ -185,6 +185,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         seen = encoded.validation if functions.translate is None else encoded.validation.select([])
         validation = predict_rows(seen, adapted.model)
         is_stored = bool(features.depth)
+        notes = (*notes, *features.notes())
     if is_stored:  # what was looked up says nothing about the speed of the model
         predict_seconds = _predict_seconds(encoded, lambda rows: predict_rows(rows, adapted.model))
 

@@ -398,6 +398,9 @@ def same_course(folder, tmp_path, strategy, depth, model=NO_DROPOUT, rows=None, 
     with stored_features(adapted, "weights", store, trial_of(rows, pretrained)) as features:
         stored = learn(adapted, pretrained, rows, tmp_path / "with", features)
         assert features.depth == depth
+        assert features.notes() == (
+            f"computed once and then looked up: {depth} (20 examples computed, {store.reused} looked up).",
+        )
     np.testing.assert_allclose(stored[0], losses, rtol=1e-5)
     for name, parameter in learnt.items():
         if not KEY_BIAS.search(name):
