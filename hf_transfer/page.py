@@ -37,6 +37,7 @@ from hf_transfer.launch import (
     start_processes,
     whole_model,
 )
+from hf_transfer.layer_runs import body_key, settle_layers
 from hf_transfer.metrics import METRICS, choose_metrics, score
 from hf_transfer.predict import predict
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
@@ -46,7 +47,6 @@ from hf_transfer.records import (
     EncodedSplits,
     LabelSpace,
     Predictions,
-    Pretrained,
     ShiftReport,
     Text,
 )
@@ -138,6 +138,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     found = find_checkpoint(model_config)
     labels, keeps_head = align_labels(text.labels, found)
     metrics = choose_metrics(config.evaluate, labels.problem, len(splits.validation))
+    model_config, layers = settle_layers(config, model_config, found, labels, text)
     pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
     pretrained = dataclasses.replace(pretrained, checkpoint_id=config.model.checkpoint)
     if config.publish.export == "ctranslate2" and keep_model:
@@ -166,12 +167,12 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     higher_is_better = METRICS[metrics[0]].higher_is_better
     chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
     folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
-    notes = (*vocabulary_notes, *encoded.notes, *mix_notes, *resume_notes)
+    notes = (*vocabulary_notes, *layers.notes, *encoded.notes, *mix_notes, *resume_notes)
     plans = plan_stages(adapted.stages, len(encoded.train), settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
     with (
-        stored_body(adapted, _body_key(pretrained, config.seed), store, trial.inputs) as is_stored,
+        stored_body(adapted, body_key(pretrained, config.seed, pretrained.layers), store, trial.inputs) as is_stored,
         Progress(
             plans[-1].first_step + plans[-1].steps if plans else 0,
             done_steps=folder.done_steps,
@@ -186,9 +187,9 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         trained = train(
             adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress
         )
-        functions, trained, extra = finish_strategy(
-            adapted, trained, start, encoded, functions, validate_on, pretrained, config, higher_is_better,
-            accelerator, progress,
+        adapted, functions, trained, extra = finish_strategy(
+            adapted, trained, start, encoded, functions, validate_on, pretrained, labels, config, higher_is_better,
+            text.shared, accelerator, progress,
         )  # fmt: skip
 
         # scores
@@ -244,7 +245,8 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             environment=describe_environment(
                 accelerator.num_processes, accelerator.device.type, precision_name(accelerator)
             ),
-            notes=notes,
+            notes=(*notes, *extra.layers.notes),
+            layers=layers.facts | extra.layers.facts,
             examples=describe_examples(predictions, validation),
             calibration=describe_calibration(
                 labels, predictions_by_role(predictions, splits), validation, config.evaluate.confidence, config.seed
@@ -281,12 +283,6 @@ def _predict_seconds(encoded: EncodedSplits, predict_rows: Callable[[Any], Predi
     started = time.perf_counter()
     predict_rows(timed)
     return (time.perf_counter() - started) * len(rows) / len(timed)
-
-
-def _body_key(pretrained: Pretrained, seed: int) -> str:
-    """Names the weights of the body: equal for runs that start from the same ones. Random weights are the seed's."""
-    weights = pretrained.sha256 or f"{pretrained.checkpoint_id} random {seed}"
-    return f"{weights} {pretrained.revision}"
 
 
 def _describe(config: RunConfig, splits: DomainSplits, labels: LabelSpace, adapted: Adapted) -> Iterator[str]:
