@@ -114,17 +114,18 @@ def choose_probe(
     for way in ways:
         problem = _Problem(features_of(states, way), targets)
         held_out = None if validation is None else (features_of(validation[0], way), validation[1])
-        strength, cross_validated, start = problem.choose_strength(seed, held_out if by_validation else None)
+        strength, fold_loss, start = problem.choose_strength(seed, held_out if by_validation else None)
         head = problem.fit(strength, start)
         loss = scored = float("nan")
         if held_out is not None:
             logits = head.logits(held_out[0])
             loss, scored = problem.loss(logits, held_out[1]), score(logits)
-        tried.append((Candidate(way, strength, cross_validated, loss, scored), head))
+        tried.append((Candidate(way, strength, fold_loss, loss, scored), head))
     first = tried[0][0]
-    if validation is not None and by_validation:
+    cross_validated = not np.isnan(first.cross_validation_loss)
+    if validation is not None and by_validation and (len(ways) > 1 or not cross_validated):
         rule, losses = "in-domain validation", [candidate.validation_loss for candidate, _ in tried]
-    elif not np.isnan(first.cross_validation_loss):
+    elif cross_validated:
         rule, losses = "cross-validation on train", [candidate.cross_validation_loss for candidate, _ in tried]
     else:
         rule, losses = "too few examples to choose by", [0.0] * (len(tried) - 1) + [-1.0]
