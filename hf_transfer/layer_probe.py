@@ -208,9 +208,8 @@ class _Problem:
         count = self.targets.labels.output_count
         weight, bias = np.zeros((count, self.features.shape[1])), self.fixed.copy()
         if self.wanted.shape[1]:
-            solved = _solve(
-                self.kind, self.rows(torch.float64), torch.ones(len(self.wanted), 1), strength, start, CLOSE
-            )[:, 0].numpy()
+            everything = torch.ones(len(self.wanted), 1)
+            solved = _solve(self.kind, self.rows(torch.float64), everything, strength, start, CLOSE)[:, 0].numpy()
             learnt, constant = solved[:-1].T, solved[-1]  # [columns, features], [columns]
             if self.targets.labels.problem == "single_label" and self.kind == "binary":
                 # of two logits only the difference counts

@@ -80,7 +80,7 @@ def settle_layers(
             may_share=model.layers is None,
             trust_remote_code=model.trust_remote_code,
         )
-        kept = None if model.layers in (None, "auto") else int(model.layers)  # type: ignore[arg-type]
+        kept = None if model.layers in (None, "auto") else int(model.layers)
         if number is not None and kept is not None and kept < number <= depth:
             raise InputError(
                 f"--adapt.probe_layers {number} reads a layer that --model.layers {kept} drops: give a number up to "
@@ -112,7 +112,7 @@ def _choose_kept(
     started = time.perf_counter()
     opened = load_pretrained(whole, found, "AutoModel", {}, keep_head=True, seed=config.seed)
     accelerator = start_processes(config.train, found.model_type, 0)
-    opened.model.to(accelerator.device)  # type: ignore[arg-type]
+    opened.model.to(accelerator.device)
     encoded, _ = encode(text, labels, opened, task, config.data.max_length)
     metric = choose_metrics(config.evaluate, labels.problem, len(text.splits.validation))[0]
     functions = task.bind(labels, opened, config, [metric])
