@@ -171,7 +171,7 @@ def solve_probe(
     chosen = f", chosen by {choice.rule} ({_in_words(choice, metric)})" if len(ways) > 1 else ""
     note = (
         f"probe on {reads} of {depth} layers{chosen}; C = {choice.strength:g}; {summary.trainable:,} parameters "
-        f"solved in {seconds:.1f} s{dropped}."
+        f"solved{dropped} ({seconds:.0f} s with the pass over train and validation)."
     )
     value = next(item.score for item in choice.candidates if item.layers == choice.layers)
     rule = "in_domain_validation" if choice.rule == "in-domain validation" else choice.rule
