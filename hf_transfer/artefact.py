@@ -1,7 +1,8 @@
 """Floor 4: save what was trained so that others can open it, and prove in a fresh process that it opens.
 
 Full models are plain transformers folders. Adapters are plain PEFT folders, plus the tokenizer and the labels; there
-is no ``config.json`` beside an adapter, because transformers would then take the folder for a full model.
+is no ``config.json`` beside an adapter, because transformers would then take the folder for a full model. A probe on
+chosen layers is the plain folder of its body, with a linear head beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hf_transfer.adapt.lora import save_adapter
 from hf_transfer.ctranslate2_engine import export_ctranslate2
 from hf_transfer.errors import RunError
 from hf_transfer.languages import find_convention, source_heads
+from hf_transfer.layers import HEAD_NAME, WAYS, LayerProbe, cut_values
 from hf_transfer.loading import EXPORT_NAME, METADATA_NAME, METADATA_SCHEMA, LoadedModel, load
 from hf_transfer.records import Artefact, LabelSpace, Pretrained
 
@@ -77,7 +79,12 @@ def save_artefact(
         "base_sha256": pretrained.sha256,
         "keeps_head": keeps_head,
     }
+    if pretrained.layers is not None:
+        metadata["base_layers"] = cut_values(model.config, pretrained.layers)
     kind = "adapter" if adapted.strategy == "lora" else "full"
+    if isinstance(model, LayerProbe):
+        kind = "layer probe"
+        metadata["layer_probe"] = {"layers": model.layers, "final_norm": model.final_norm}
     if translate is not None:
         convention = find_convention(adapted.model.config, pretrained.tokenizer)
         (head,) = source_heads(convention, [labels.source_lang], [labels.target_lang], labels.source_prefix)
@@ -166,6 +173,8 @@ def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
     """README.md of an artefact: how to open it, with the exact arguments."""
     if metadata["task"] == "translation":
         return _translation_notes(metadata, is_adapter)
+    if "layer_probe" in metadata:
+        return _probe_notes(metadata)
     names = metadata["label_names"] or ["value"]
     ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").predict(["some text"]).labels)'
     if not is_adapter:
@@ -187,6 +196,7 @@ def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
             "base = AutoModelForSequenceClassification.from_pretrained(",
             f"    {location}, num_labels={len(names)},",
             *([f'    revision="{metadata["base_revision"]}",'] if metadata["base_revision"] else []),
+            *(f"    {name}={value!r}," for name, value in metadata.get("base_layers", {}).items()),
             "    id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},",
             ")",
             'model = PeftModel.from_pretrained(base, "PATH")',
@@ -197,6 +207,45 @@ def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
         f"# {kind} for text {metadata['task']}\n\n"
         f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder.\n\n"
         f"```python\n{ours}\n```\n\nWithout that package:\n\n```python\n{stock}\n```\n"
+    )
+
+
+def _probe_notes(metadata: dict[str, Any]) -> str:
+    """``loading_notes`` of a probe on chosen layers."""
+    probe = metadata["layer_probe"]
+    lines = [
+        "import torch",
+        "from safetensors.torch import load_file",
+        "from transformers import AutoModel, AutoTokenizer",
+        "",
+        'tokenizer, body = AutoTokenizer.from_pretrained("PATH"), AutoModel.from_pretrained("PATH").eval()',
+        f'head = load_file("PATH/{HEAD_NAME}")',
+        'inputs = tokenizer(["some text"], return_tensors="pt", padding=True, padding_side="right")',
+        'real = inputs["attention_mask"][:, :, None]',
+        "with torch.no_grad():",
+    ]
+    if probe["layers"] in (*WAYS, "0"):
+        lines.append("    *states, last = body(**inputs, output_hidden_states=True).hidden_states")
+        if probe["final_norm"]:  # the last of hidden_states has gone through it already
+            lines.append(f'    states = [body.get_submodule("{probe["final_norm"]}")(state) for state in states]')
+        lines.append("    pooled = [(state * real).sum(1) / real.sum(1) for state in (*states, last)]")
+        joined = {"mean": "torch.stack(pooled).mean(0)", "all": "torch.cat(pooled, dim=-1)", "0": "pooled[0]"}
+        lines.append(f"    features = {joined[probe['layers']]}")
+    else:
+        lines += [
+            "    states = body(**inputs).last_hidden_state",
+            "    features = (states * real).sum(1) / real.sum(1)",
+        ]
+    lines.append('print(features @ head["weight"].T + head["bias"])')
+    if metadata["label_names"]:
+        lines.append(f"# logits of {json.dumps(metadata['label_names'], ensure_ascii=False)}")
+    ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").predict(["some text"]).labels)'
+    reads = {"mean": "the mean of all layers", "all": "all layers side by side"}
+    return (
+        f"# Linear probe on {reads.get(probe['layers'], 'layer ' + probe['layers'])}\n\n"
+        f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder: a plain "
+        f"checkpoint of the body, and a linear head on its mean-pooled states.\n\n"
+        f"```python\n{ours}\n```\n\nWithout that package:\n\n```python\n{chr(10).join(lines)}\n```\n"
     )
 
 

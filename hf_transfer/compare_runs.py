@@ -273,6 +273,7 @@ def _adapt_settings(adapt: AdaptConfig, name: str) -> AdaptConfig:
         head_first=adapt.head_first and name != "probe",
         gradual_unfreezing=adapt.gradual_unfreezing and name == "freeze",
         interpolation=adapt.interpolation if name == "interpolated" else None,
+        probe_layers=adapt.probe_layers if name == "probe" else None,
     )
 
 

@@ -91,6 +91,8 @@ _OF_CLASSIFICATION = (
     "data.label_names",
     "adapt.head_first",
     "adapt.gradual_unfreezing",
+    "adapt.probe_layers",
+    "model.layers",
     "train.class_weights",
     "train.head_learning_rate",
 )
@@ -216,12 +218,21 @@ class ModelConfig:
     """Overrides every dropout rate of the checkpoint; 0 makes a step repeatable to rounding, for exactness checks."""
     vocabulary_size: int = 8000
     """Pieces of the SentencePiece vocabulary that `scratch:marian-SIZE` learns from train, joint for both languages."""
+    layers: int | str | None = None
+    """Keep this many of the lowest layers and drop those above, for a smaller and faster model; `auto` keeps up to the one whose states tell the labels best; by default all."""
     trust_remote_code: bool = False
     """Let a Hub checkpoint run its own Python code; off, because that code can do anything."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
         found = _at_least("model", self, {"vocabulary_size": 32})
+        if self.layers is not None and self.layers != "auto" and not _is_whole(self.layers, 1):
+            found.append(f"--model.layers must be a number from 1 or auto, found {self.layers}.")
+        if self.layers == "auto" and self.checkpoint.startswith("scratch:"):
+            found.append(
+                f"--model.layers auto looks at what layers have learnt, and those of {self.checkpoint} are random: "
+                "give a number."
+            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             found.append(
                 f"--model.dropout must lie in [0, 1), found {self.dropout}: try 0.1, or 0 for exactness checks."
@@ -259,6 +270,8 @@ class AdaptConfig:
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023), so that large ranks keep learning."""
     lora_init: str = "default"
     """Initialisation handed to PEFT: default, gaussian, orthogonal, pissa, pissa_niter_K, olora, mica, eva, corda."""
+    probe_layers: int | str | None = None
+    """With `probe`: learn from mean-pooled states instead of the stock head: of layer `K` (0 is the embeddings), their `mean`, `all` side by side, or `auto`, the best of these; solved exactly, without the loop."""
     interpolation: float | None = None
     """With `interpolated`: share of the adapted weights, 0 is the start; by default chosen on validation."""
     general_weight: float = 0.5
@@ -300,6 +313,10 @@ class AdaptConfig:
             found.append(
                 f"--adapt.gradual_unfreezing goes with --adapt.strategy freeze, found {self.strategy}: "
                 "use --adapt.strategy freeze --adapt.freeze 0 to end with every layer trained."
+            )
+        if self.probe_layers not in (None, "auto", "mean", "all") and not _is_whole(self.probe_layers, 0):
+            found.append(
+                f"--adapt.probe_layers must be a layer from 0, mean, all or auto, found {self.probe_layers}: try auto."
             )
         found += freeze_problems(self.freeze)
         return found
@@ -578,6 +595,10 @@ class RunConfig:
         found += _not_among("evaluate.controls", self.evaluate.controls, CONTROLS_OF[self.task], self.task)
         if self.adapt.strategy == "mixed" and self.data.general_source is None:
             found.append("--adapt.strategy mixed needs general text to mix in: give --data.general_source.")
+        if self.adapt.probe_layers is not None and self.adapt.strategy != "probe" and self.task == "classification":
+            found.append(
+                f"--adapt.probe_layers goes with --adapt.strategy probe, found {self.adapt.strategy}: leave one out."
+            )
         if self.adapt.strategy == "knn" and self.model.checkpoint.startswith("scratch:"):
             found.append("--adapt.strategy knn trains nothing, so it needs a pretrained checkpoint, not scratch:.")
         if self.publish.export == "ctranslate2" and self.adapt.strategy == "knn":
@@ -643,6 +664,8 @@ class CompareConfig(RunConfig):
         found += _not_among("strategies", self.strategies, STRATEGIES_OF[self.task], self.task)
         found += _not_among("controls", self.controls, CONTROLS_OF[self.task], self.task)
         found += _repeated("strategies", self.strategies) + _repeated("controls", self.controls)
+        if self.adapt.probe_layers is not None and "probe" not in self.strategies and self.task == "classification":
+            found.append("--adapt.probe_layers does nothing without probe among --strategies: leave it out.")
         if "mixed" in self.strategies and self.data.general_source is None:
             found.append("--strategies mixed needs general text to mix in: give --data.general_source.")
         found += _repeated("seeds", self.seeds)
@@ -806,6 +829,11 @@ def _at_least(section: str, record: Any, floors: Mapping[str, float]) -> list[st
         if value is not None and not floor <= value < math.inf:
             found.append(f"--{section}.{name} must be {floor} or more, found {value}.")
     return found
+
+
+def _is_whole(value: Any, floor: int) -> bool:
+    """Whether ``value`` is a whole number from ``floor`` on, or text that is one."""
+    return bool(re.fullmatch(r"\d+", str(value))) and int(value) >= floor
 
 
 def _repeated(name: str, items: Sequence[Any]) -> list[str]:

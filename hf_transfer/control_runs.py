@@ -138,7 +138,9 @@ def scratch_config(config: RunConfig) -> RunConfig:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, checkpoint=f"scratch:{config.model.checkpoint}"),
-        adapt=dataclasses.replace(config.adapt, strategy="full", head_first=False, gradual_unfreezing=False),
+        adapt=dataclasses.replace(
+            config.adapt, strategy="full", head_first=False, gradual_unfreezing=False, probe_layers=None
+        ),
         train=train,
         evaluate=dataclasses.replace(config.evaluate, controls=()),
         publish=dataclasses.replace(config.publish, export=None),
@@ -146,8 +148,9 @@ def scratch_config(config: RunConfig) -> RunConfig:
 
 
 def _before(config: RunConfig, text: Text, accelerator: Accelerator) -> _Fitted:
-    """The checkpoint with the head that it came with."""
+    """The checkpoint with the head that it came with, and all its layers: it expects what the last one puts out."""
     task = TASKS[config.task]
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=None))
     found = find_checkpoint(config.model)
     labels, keeps_head = align_labels(text.labels, found)
     if labels.problem == "translation" and found.random_weights:

@@ -242,7 +242,7 @@ def _choose_strength(
     # each case: features and references to fit on, features and references to measure on
     cases = [
         (features[fit], references[fit], features[held_out], references[held_out])
-        for fit, held_out in _folds(references, labels, seed)
+        for fit, held_out in folds(references, labels, seed)
     ]
     chosen_by = f"{FOLDS}-fold cross-validation on {len(references):,} train examples"
     if not cases and len(validation[1]):
@@ -263,7 +263,7 @@ def _choose_strength(
     return best, chosen_by, {f"{strength:g}": loss for strength, loss in losses.items()}
 
 
-def _folds(references: np.ndarray, labels: LabelSpace, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(references: np.ndarray, labels: LabelSpace, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows to fit on and rows held out; [] where there are too few. Classes are spread evenly over the folds."""
     import warnings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,8 +111,9 @@ def _sides(rows: Dataset) -> tuple[list[str], list[str] | None]:
 
 
 def _open_body(config: RunConfig, text: Text) -> Pretrained:
-    """The checkpoint as it comes, in eval mode."""
+    """The checkpoint as it comes, with all its layers, in eval mode."""
     task = TASKS[config.task]
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=None))
     found = find_checkpoint(config.model)
     labels, keeps_head = align_labels(text.labels, found)
     pretrained = load_pretrained(config.model, found, task.auto_class, task.head(labels), keeps_head, config.seed)

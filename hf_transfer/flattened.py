@@ -98,7 +98,9 @@ def find_stacks(model: nn.Module) -> Stacks:
     config = inner.config
     kind = config.model_type
     reason = ""
-    if kind not in _ENCODERS:
+    if not hasattr(inner, "base_model"):
+        reason = "it reads the states of single layers"
+    elif kind not in _ENCODERS:
         reason = _NOT_SERVED.get(kind, "no test covers it")
     elif config._attn_implementation not in ("sdpa", "eager", NAME):
         reason = f"it was loaded with the attention {config._attn_implementation!r}"

@@ -48,6 +48,8 @@ def check_sharding(accelerator: Accelerator, model: Any, l2_sp: float) -> None:
     """
     if not getattr(accelerator, "is_fsdp2", False):
         return
+    if not hasattr(model, "get_output_embeddings"):
+        raise InputError("FSDP2 shards stock models, and --adapt.probe_layers makes one of another kind: use DDP.")
     problems = []
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

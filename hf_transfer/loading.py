@@ -18,6 +18,7 @@ import numpy as np
 from hf_transfer.batching import sorted_batches
 from hf_transfer.config import ModelConfig
 from hf_transfer.errors import InputError
+from hf_transfer.layers import SETTINGS_NAME, open_probe
 from hf_transfer.records import LabelSpace, Pretrained
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
         return _load_translator(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (folder / "adapter_config.json").is_file():
         model, tokenizer, labels, max_length = _load_adapter(folder)
+    elif (folder / SETTINGS_NAME).is_file():
+        model, tokenizer, labels, max_length = _load_probe(folder)
     elif (folder / "config.json").is_file():
         model, tokenizer, labels, max_length = _load_full(folder)
     else:
@@ -227,6 +230,18 @@ def _load_full(folder: Path) -> Opened:
     return opened.model, opened.tokenizer, LabelSpace(problem, names), max_length
 
 
+def _load_probe(folder: Path) -> Opened:
+    """A plain checkpoint of a body, with a linear head on its states beside it."""
+    from hf_transfer.pretrained import find_checkpoint, load_pretrained, longest_input
+
+    wanted = ModelConfig(checkpoint=str(folder))
+    opened = load_pretrained(wanted, find_checkpoint(wanted), "AutoModel", {}, keep_head=True, seed=0)
+    metadata = read_metadata(folder)
+    labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
+    max_length = longest_input(opened.model, opened.tokenizer, metadata["max_length"])
+    return open_probe(folder, opened.model), opened.tokenizer, labels, max_length
+
+
 def _load_adapter(folder: Path) -> Opened:
     """A PEFT folder of ours, on the base that it names."""
     from hf_transfer.pretrained import find_checkpoint, load_pretrained
@@ -242,7 +257,11 @@ def _load_adapter(folder: Path) -> Opened:
     metadata = read_metadata(folder)
     labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
     task = TASKS[metadata["task"]]
-    wanted = ModelConfig(checkpoint=metadata["base_checkpoint"], revision=metadata["base_revision"] or None)
+    wanted = ModelConfig(
+        checkpoint=metadata["base_checkpoint"],
+        revision=metadata["base_revision"] or None,
+        layers=metadata.get("base_layers", {}).get("num_hidden_layers"),
+    )
     base = load_pretrained(
         wanted, find_checkpoint(wanted), task.auto_class, task.head(labels), metadata["keeps_head"], seed=0
     )

@@ -36,6 +36,7 @@ from hf_transfer.launch import (
     start_processes,
     whole_model,
 )
+from hf_transfer.layer_runs import body_key
 from hf_transfer.metrics import METRICS, score
 from hf_transfer.predict import predict
 from hf_transfer.preparing import prepare
@@ -45,7 +46,6 @@ from hf_transfer.records import (
     EncodedSplits,
     LabelSpace,
     Predictions,
-    Pretrained,
     ShiftReport,
     Text,
 )
@@ -154,7 +154,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
     with (
-        stored_features(adapted, _body_key(pretrained, config.seed), store, trial.inputs) as features,
+        stored_features(adapted, body_key(pretrained, config.seed, pretrained.layers), store, trial.inputs) as features,
         Progress(
             plans[-1].first_step + plans[-1].steps if plans else 0,
             done_steps=folder.done_steps,
@@ -170,9 +170,9 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress, features,
             encoded.mixture,
         )  # fmt: skip
-        functions, trained, extra = finish_strategy(
-            adapted, trained, start, encoded, functions, validate_on, pretrained, config, higher_is_better,
-            accelerator, progress,
+        adapted, functions, trained, extra = finish_strategy(
+            adapted, trained, start, encoded, functions, validate_on, pretrained, labels, config, higher_is_better,
+            text.shared, accelerator, progress,
         )  # fmt: skip
 
         # scores
@@ -230,7 +230,8 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             environment=describe_environment(
                 accelerator.num_processes, accelerator.device.type, precision_name(accelerator)
             ),
-            notes=notes,
+            notes=(*notes, *extra.layers.notes),
+            layers=prepared.layers.facts | extra.layers.facts,
             examples=describe_examples(predictions, validation),
             calibration=describe_calibration(
                 labels, predictions_by_role(predictions, splits), validation, config.evaluate.confidence, config.seed
@@ -249,12 +250,6 @@ def _predict_seconds(encoded: EncodedSplits, predict_rows: Callable[[Any], Predi
     started = time.perf_counter()
     predict_rows(timed)
     return (time.perf_counter() - started) * len(rows) / len(timed)
-
-
-def _body_key(pretrained: Pretrained, seed: int) -> str:
-    """Names the weights of the body: equal for runs that start from the same ones. Random weights are the seed's."""
-    weights = pretrained.sha256 or f"{pretrained.checkpoint_id} random {seed}"
-    return f"{weights} {pretrained.revision}"
 
 
 def _describe(config: RunConfig, splits: DomainSplits, labels: LabelSpace, adapted: Adapted) -> Iterator[str]:

@@ -14,6 +14,7 @@ from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.config import RunConfig, TrainConfig
 from hf_transfer.ctranslate2_engine import check_export
 from hf_transfer.encoding import encode, mix_general
+from hf_transfer.layer_runs import LayersTold, settle_layers
 from hf_transfer.metrics import choose_metrics
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
 from hf_transfer.records import EncodedSplits, LabelSpace, Pretrained, Text
@@ -40,6 +41,8 @@ class Prepared:
     max_length: int
     functions: TaskFunctions
     adapted: Adapted
+    layers: LayersTold
+    """What is to be told of the layers that were kept."""
     notes: tuple[str, ...]
 
 
@@ -56,6 +59,7 @@ def prepare(config: RunConfig, text: Text, keep_model: bool = True) -> Prepared:
     found = find_checkpoint(model_config)
     labels, keeps_head = align_labels(text.labels, found)
     metrics = choose_metrics(config.evaluate, labels.problem, len(text.splits.validation))
+    model_config, layers = settle_layers(config, model_config, found, labels, text)
     pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
     pretrained = dataclasses.replace(pretrained, checkpoint_id=config.model.checkpoint)
     if config.publish.export == "ctranslate2" and keep_model:
@@ -77,7 +81,8 @@ def prepare(config: RunConfig, text: Text, keep_model: bool = True) -> Prepared:
         max_length=max_length,
         functions=functions,
         adapted=adapted,
-        notes=(*vocabulary_notes, *encoded.notes, *mix_notes),
+        layers=layers,
+        notes=(*vocabulary_notes, *layers.notes, *encoded.notes, *mix_notes),
     )
 
 

@@ -114,7 +114,8 @@ def load_pretrained(
         seed: Seed of every newly initialised weight.
 
     Raises:
-        InputError: weights missing or in pickle form, or tokenizer and embedding sizes that do not fit.
+        InputError: weights missing or in pickle form, tokenizer and embedding sizes that do not fit, or layers that
+            cannot be dropped.
     """
     import torch
     import transformers
@@ -123,6 +124,14 @@ def load_pretrained(
     _quiet_transformers()
     kind = getattr(transformers, auto_class)
     config = checkpoint.config
+    kept = None
+    if model.layers is not None:
+        from hf_transfer.layers import check_layers, cut_config  # imports torch
+
+        assert model.layers != "auto", "the number of layers is chosen before the checkpoint is opened"
+        kept = int(model.layers)
+        check_layers(checkpoint.id, config, f"--model.layers {kept}", kept, trust_remote_code=model.trust_remote_code)
+        cut_config(config, kept)  # transformers then passes over the weights of the others
     for name, value in head.items():
         setattr(config, name, value)
     if model.dropout is not None:
@@ -156,9 +165,8 @@ def load_pretrained(
     _check_vocabulary(checkpoint.id, opened, tokenizer)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
     digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, getattr(config, "_commit_hash", None))
-    return Pretrained(
-        opened, tokenizer, model.checkpoint, getattr(config, "_commit_hash", None) or "", digest, tuple(sorted(new))
-    )
+    revision = getattr(config, "_commit_hash", None) or ""
+    return Pretrained(opened, tokenizer, model.checkpoint, revision, digest, tuple(sorted(new)), kept)
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:

@@ -127,6 +127,8 @@ class Pretrained:
     """Over the weight files; "" where the weights are random."""
     newly_initialised: tuple[str, ...]
     """Names of parameters that the checkpoint did not hold, as transformers' loading info lists them."""
+    layers: int | None = None
+    """How many of the checkpoint's layers were kept (``model.layers``); None for all."""
 
 
 @dataclass(frozen=True)

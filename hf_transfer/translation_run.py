@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig
 from hf_transfer.errors import InputError
 from hf_transfer.interpolation import TradeOff, choose_interpolation, start_weights
 from hf_transfer.knn import Datastore, KnnChoice, knn_logits
+from hf_transfer.layer_runs import LayersTold, is_unsolved, solve_probe
 from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text, TrainResult
 from hf_transfer.shift import split_predictions
 from hf_transfer.tasks import TaskFunctions
@@ -56,6 +57,7 @@ class TranslationExtra:
 
     trade_off: TradeOff | None = None
     store: Neighbours | None = None
+    layers: LayersTold = field(default_factory=LayersTold)
 
 
 def with_vocabulary(config: RunConfig, text: Text) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -128,20 +130,30 @@ def finish_strategy(
     functions: TaskFunctions,
     validate_on: Callable[..., Callable[[Any], float]],
     pretrained: Pretrained,
+    labels: LabelSpace,
     config: RunConfig,
     higher_is_better: bool,
+    shared: dict[Any, Any],
     accelerator: Accelerator,
     progress: ProgressBar,
-) -> tuple[TaskFunctions, TrainResult, TranslationExtra]:
+) -> tuple[Adapted, TaskFunctions, TrainResult, TranslationExtra]:
     """Do what a strategy has left for after the loop; for most that is nothing.
 
-    ``interpolated`` walks back towards ``start``, ``knn`` builds its datastore. The validation score of the result is
-    then that of the model as it is used from here on.
+    ``interpolated`` walks back towards ``start``, ``knn`` builds its datastore, a probe on chosen layers gets its head.
+    The validation score of the result is then that of the model as it is used from here on.
 
     Args:
         validate_on: makes, of encoded rows and functions, what scores a model on them.
+        shared: what the runs over the same text share.
     """
     extra, name = TranslationExtra(), config.adapt.strategy
+    if is_unsolved(adapted.model):
+        metric = trained.selection.metric
+        adapted, trained, told = solve_probe(
+            adapted, encoded, functions, pretrained, labels, config, metric, shared, accelerator
+        )
+        progress.note(told.notes[0])
+        return adapted, functions, trained, TranslationExtra(layers=told)
     value = trained.selection.value
     if name == "interpolated":
         validate, general = validate_on(encoded.validation), encoded.general_validation
@@ -153,7 +165,7 @@ def finish_strategy(
         functions, extra = with_datastore(adapted, encoded, functions, pretrained, config, accelerator, progress)
         value = validate_on(encoded.validation, functions)(adapted.model)
     selection = dataclasses.replace(trained.selection, value=value)
-    return functions, dataclasses.replace(trained, selection=selection), extra
+    return adapted, functions, dataclasses.replace(trained, selection=selection), extra
 
 
 def with_datastore(

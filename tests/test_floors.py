@@ -29,6 +29,7 @@ FLOORS = {
     "output_layer": 1.5,
     "decoding": 1.5,
     "flattened": 1.6,
+    "layers": 1.7,
     "batching": 1,
     "duplicates": 1,
     "labels": 1,
@@ -49,6 +50,7 @@ FLOORS = {
     "cost": 2.5,
     "encoding": 2.5,
     "controls": 2.6,
+    "layer_probe": 2.65,
     "distances": 2.6,
     "text": 2.7,
     "checkpoint": 3,
@@ -62,6 +64,7 @@ FLOORS = {
     "shift": 4,
     "folder": 4,
     "report/": 4.2,
+    "layer_runs": 4.25,
     "translation_run": 4.3,
     "control_runs": 4.5,
     "domain_distances": 4.5,
@@ -85,7 +88,16 @@ FLOORS = {
 # Top-level import name -> the files that may import it, at the top or inside a function. A breaking release of one of
 # them then touches these files and no other.
 DOORS = {
-    "accelerate": {"checkpoint", "control_runs", "folder", "launch", "predict", "train", "translation_run"},
+    "accelerate": {
+        "checkpoint",
+        "control_runs",
+        "folder",
+        "launch",
+        "layer_runs",
+        "predict",
+        "train",
+        "translation_run",
+    },
     "datasets": {
         "compare_runs",
         "control_runs",
@@ -115,10 +127,19 @@ DOORS = {
     "sacrebleu": {"translation_scores"},
     "faiss": {"knn"},
     "sentencepiece": {"vocabulary"},
-    "safetensors": {"artefact", "adapt/lora", "checkpoint", "loading", "pretrained"},
-    "scipy": {"calibration", "controls", "distances", "metrics", "robustness", "significance"},
+    "safetensors": {"artefact", "adapt/lora", "checkpoint", "layers", "loading", "pretrained"},
+    "scipy": {"calibration", "controls", "distances", "layer_probe", "metrics", "robustness", "significance"},
     "sklearn": {"controls", "distances", "metrics"},
-    "transformers": {"ctranslate2_engine", "decoding", "features", "flattened", "languages", "loading", "pretrained"},
+    "transformers": {
+        "ctranslate2_engine",
+        "decoding",
+        "features",
+        "flattened",
+        "languages",
+        "layers",
+        "loading",
+        "pretrained",
+    },
     "yaml": {"command_line", "compare_runs", "config", "rebuild", "report/markdown", "report/tables"},
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hf_transfer.errors import InputError
+from hf_transfer.layers import layer_stacks
 from hf_transfer.records import Pretrained, TrainableSummary
 
 SampleInputs = Callable[[], Iterable[Mapping[str, torch.Tensor]]]
@@ -104,7 +105,7 @@ def find_parts(pretrained: Pretrained) -> Parts:
     prefix = "" if body is model else model.base_model_prefix + "."
     named = dict(model.named_parameters())
     head = {id(p) for name, p in named.items() if not writes and (name in new or not name.startswith(prefix))}
-    stacks = list(_layer_stacks(body))
+    stacks = list(layer_stacks(body))
     modules = tuple(layer for _, stack in stacks for layer in stack)
     unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
     taken = head | {id(p) for name, p in named.items() if name in unsaved}
@@ -199,18 +200,6 @@ def headless(option: str) -> str:
         f"--adapt.{option} begins by training a new head, and a model that writes has none: leave it out. To train "
         "part of the model, use --adapt.strategy freeze with --adapt.freeze cross_attention:trainable, say."
     )
-
-
-def _layer_stacks(body: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Outermost module lists of equal layers, encoder before decoder as they are registered."""
-    found: list[str] = []
-    for name, module in body.named_modules():
-        if any(name.startswith(outer + ".") for outer in found) or not isinstance(module, nn.ModuleList):
-            continue
-        kinds = {type(layer) for layer in module}
-        if len(kinds) == 1 and any(True for _ in module.parameters()):
-            found.append(name)
-            yield name, module
 
 
 def _is_embedding(name: str) -> bool:

@@ -262,13 +262,14 @@ def _strategy(results: Results) -> str:
 def _selection(results: Results) -> str:
     selection, steps = results["selection"], results["timing"]["steps"]
     rule = _RULES.get(selection["rule"], f"by the rule {escape(selection['rule'])}")
+    probe = results.get("layers", {}).get("probe")
     value = selection.get("value")
     metric = selection["metric"]
     scored = f", {escape(metric_title(metric))} {format_value(metric, value)}" if value is not None else ""
-    return (
-        f"## Selection\n\nStep {selection['step']:,} of {steps:,} was kept{scored}: {rule}. "
-        "Test data took no part in the choice."
-    )
+    kept = f"Step {selection['step']:,} of {steps:,} was kept"
+    if probe:  # layers and regularisation are what was chosen
+        kept = f"Of the states of {probe['of']} layers the probe reads {escape(probe['layers'])}"
+    return f"## Selection\n\n{kept}{scored}: {rule}. Test data took no part in the choice."
 
 
 def _data_sheet(results: Results) -> str:

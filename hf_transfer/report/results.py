@@ -80,6 +80,7 @@ def build_results(
     calibration: Iterable[Mapping[str, Any]] = (),
     training: Mapping[str, Any] | None = None,
     translation: Mapping[str, Any] | None = None,
+    layers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of results.json: plain dicts, lists, strings and finite numbers; None for nan and infinity.
 
@@ -120,6 +121,8 @@ def build_results(
     }
     if translation:
         results["translation"] = translation
+    if layers:
+        results["layers"] = layers
     return plain(results)
 
 
