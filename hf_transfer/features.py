@@ -84,7 +84,7 @@ class StoredFeatures:
         self._trained |= new
         self.close()
         model = self._adapted.model
-        if not hasattr(generator_inside(model), "base_model"):  # a probe on the states of layers, which has its own store
+        if not hasattr(generator_inside(model), "base_model"):  # a probe on layers has a store of its own
             return
         with _in_eval_mode(model):
             device = next(model.parameters()).device
