@@ -173,12 +173,16 @@ def test_with_too_few_examples_for_folds_validation_chooses_the_strength_or_a_de
     choice = choose_probe(states, Targets(values, TWO), None, ["0", "all"], 0)
     assert (choice.strength, choice.layers, choice.rule) == (DEFAULT_STRENGTH, "all", "too few examples to choose by")
     held_states, held_values = three_states(40, 0, 1)
-    choice = choose_probe(states, Targets(values, TWO), (held_states, Targets(held_values, TWO)), ["0"], 0)
+    validation = (held_states, Targets(held_values, TWO))
+    without = choose_probe(states, Targets(values, TWO), validation, ["0"], 0, by_validation=False)
+    assert (without.strength, without.rule) == (DEFAULT_STRENGTH, "too few examples to choose by")
+    choice = choose_probe(states, Targets(values, TWO), validation, ["0"], 0)
     losses = [
         log_loss(held_values, sklearn_pipeline(states[0], values, c).predict_proba(held_states[0].astype(np.float64)))
         for c in STRENGTHS
     ]
-    assert choice.strength == STRENGTHS[int(np.argmin(losses))]
+    assert choice.strength == STRENGTHS[int(np.argmin(losses))] != DEFAULT_STRENGTH
+    assert choice.rule == "in-domain validation"
 
 
 def test_a_class_that_no_example_has_is_never_predicted():
