@@ -302,7 +302,7 @@ def test_a_comparison_without_a_probe_has_no_use_for_probe_layers():
 def test_layers_that_are_not_there_are_refused_before_weights_are_read(
     data, checkpoints, tmp_path, architecture, adapt, layers, says, monkeypatch
 ):
-    monkeypatch.setattr("hf_transfer.page.load_pretrained", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("hf_transfer.preparing.load_pretrained", lambda *_: pytest.fail("weights were read"))
     config = config_of(
         data,
         checkpoints[architecture],
