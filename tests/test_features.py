@@ -409,7 +409,11 @@ def same_course(folder, tmp_path, strategy, depth, model=NO_DROPOUT, rows=None, 
     return store, len(lowest), len(every_time)
 
 
-@pytest.mark.parametrize("architecture", FROM_A_LAYER)
+IN_THE_UNIT_TIER = ("bert", "modernbert", "deberta-v2", "bart", "gpt2")
+EACH = [n if n in IN_THE_UNIT_TIER else pytest.param(n, marks=pytest.mark.slow) for n in FROM_A_LAYER]
+
+
+@pytest.mark.parametrize("architecture", EACH)
 def test_layers_above_a_frozen_one_learn_the_same_from_stored_states(folders, architecture, tmp_path):
     store, lowest, store_free = same_course(folders[architecture], tmp_path, "freeze", "1 of 2 layers", freeze="1")
     assert (store.computed, store.reused) == (20, 20 + 20)  # two epochs, the predictions

@@ -62,6 +62,12 @@ def hidden_states(checkpoint: Path, texts) -> np.ndarray:
     return np.array(means, dtype=np.float64)
 
 
+@pytest.fixture
+def unproved(monkeypatch):
+    """Leaves out the fresh process, which the tests of the artefact cover and which takes seconds."""
+    monkeypatch.setattr("hf_transfer.artefact._prove", lambda *_: 0.0)
+
+
 @pytest.fixture(scope="module")
 def probed(data, checkpoints, tmp_path_factory) -> ht.RunResult:
     return ht.run(config_of(data, checkpoints["bert"], tmp_path_factory.mktemp("run") / "probe"))
@@ -113,9 +119,18 @@ def test_the_command_line_predicts_with_it(probed, tmp_path):
 
 @pytest.mark.recipe
 @pytest.mark.parametrize(
-    ("architecture", "layers"), [("bert", "0"), ("bert", "1"), ("bert", "mean"), ("bert", "all"), ("gpt2", "mean")]
+    ("architecture", "layers"),
+    [
+        pytest.param("bert", "0", marks=pytest.mark.slow),
+        ("bert", "1"),
+        pytest.param("bert", "mean", marks=pytest.mark.slow),
+        ("bert", "all"),
+        ("gpt2", "mean"),
+    ],
 )
-def test_stock_transformers_and_scikit_learn_give_the_same_logits(data, checkpoints, tmp_path, layers, architecture):
+def test_stock_transformers_and_scikit_learn_give_the_same_logits(
+    data, checkpoints, tmp_path, layers, architecture, unproved
+):
     """The whole way, against a pipeline of AutoModel, numpy, StandardScaler and LogisticRegression; and the lines of
     the artefact's README, in a fresh process."""
     adapt = ht.AdaptConfig(strategy="probe", probe_layers=layers)
@@ -147,7 +162,7 @@ def test_stock_transformers_and_scikit_learn_give_the_same_logits(data, checkpoi
 
 
 @pytest.mark.recipe
-def test_numbers_are_learnt_by_ridge_regression(checkpoints, tmp_path):
+def test_numbers_are_learnt_by_ridge_regression(checkpoints, tmp_path, unproved):
     rng = np.random.default_rng(0)
     words = ["good", "bad", "soup", "knife", "page", "menu"]
     rows = []
@@ -170,7 +185,7 @@ def test_numbers_are_learnt_by_ridge_regression(checkpoints, tmp_path):
 
 
 @pytest.mark.recipe
-def test_several_labels_at_once_are_learnt_apart(data, checkpoints, tmp_path):
+def test_several_labels_at_once_are_learnt_apart(data, checkpoints, tmp_path, unproved):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     for row in rows:
         row["label"] = [row["label"], *(["long"] if len(row["text"].split()) > 8 else [])]
@@ -183,7 +198,7 @@ def test_several_labels_at_once_are_learnt_apart(data, checkpoints, tmp_path):
 
 
 @pytest.mark.recipe
-def test_one_pass_serves_every_seed_and_run_of_a_comparison(data, checkpoints, tmp_path, monkeypatch):
+def test_one_pass_serves_every_seed_and_run_of_a_comparison(data, checkpoints, tmp_path, monkeypatch, unproved):
     passes = []
     original = layer_runs.pooled_states
 
@@ -203,7 +218,7 @@ def test_one_pass_serves_every_seed_and_run_of_a_comparison(data, checkpoints, t
 
 
 @pytest.mark.recipe
-def test_the_last_step_rule_leaves_the_choice_to_train(data, checkpoints, tmp_path):
+def test_the_last_step_rule_leaves_the_choice_to_train(data, checkpoints, tmp_path, unproved):
     evaluate = ht.EvaluateConfig(selection="last", resamples=100)
     run = ht.run(config_of(data, checkpoints["bert"], tmp_path / "run", evaluate=evaluate))
     told = run.results["layers"]["probe"]
@@ -250,7 +265,7 @@ def test_layers_are_chosen_dropped_told_and_gone_from_what_is_saved(data, checkp
 
 
 @pytest.mark.recipe
-def test_a_number_of_layers_is_told_as_given(data, checkpoints, tmp_path):
+def test_a_number_of_layers_is_told_as_given(data, checkpoints, tmp_path, unproved):
     model = ht.ModelConfig(str(checkpoints["gpt2"]), layers=2)
     run = ht.run(config_of(data, checkpoints["gpt2"], tmp_path / "run", model=model))
     assert run.results["layers"]["model"] == {"kept": 2, "of": 3, "rule": "as given"}

@@ -120,8 +120,14 @@ CLASSIFIERS = [
 ]
 
 
+IN_THE_UNIT_TIER = (1, 2, 4, 7, 9, 11)
+EACH = [
+    row if i in IN_THE_UNIT_TIER else pytest.param(*row, marks=pytest.mark.slow) for i, row in enumerate(CLASSIFIERS)
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "strategy", "adapt", "train"), CLASSIFIERS, ids=lambda v: str(v) if isinstance(v, str) else None
+    ("name", "strategy", "adapt", "train"), EACH, ids=lambda v: str(v) if isinstance(v, str) else None
 )
 def test_operations_of_a_classifier_are_those_that_torch_counts(
     name, strategy, adapt, train, source, checkpoints, tmp_path
