@@ -84,7 +84,10 @@ class StoredFeatures:
         self._trained |= new
         self.close()
         model = self._adapted.model
-        if not hasattr(generator_inside(model), "base_model"):  # a probe on layers has a store of its own
+        inner = generator_inside(model)
+        if not hasattr(inner, "base_model"):  # a probe on layers has a store of its own
+            return
+        if getattr(inner, "is_gradient_checkpointing", False):  # a layer run again would not be handed its states again
             return
         with _in_eval_mode(model):
             device = next(model.parameters()).device
@@ -361,9 +364,8 @@ def _frozen_depth(
             model(**inputs)
     if len(needs) != len(layers):
         return 0, False  # layers that are gone through more than once
-    above_all = not any(whole)
     depth = len(layers) if not whole[0] else max(0, sum(not need for need in needs) - 1)
-    return depth, above_all
+    return depth, not any(whole)
 
 
 @contextmanager

@@ -126,12 +126,18 @@ def examples_through(body: torch.nn.Module) -> list[int]:
 
 
 def learn(
-    adapted: Adapted, pretrained: Pretrained, rows: Dataset, folder: Path, features: StoredFeatures | None = None
+    adapted: Adapted,
+    pretrained: Pretrained,
+    rows: Dataset,
+    folder: Path,
+    features: StoredFeatures | None = None,
+    **settings,
 ):
     """Two epochs; losses of all windows, what has learnt in the end and predictions of all rows."""
     progress, functions = Losses(), functions_of(pretrained)
     chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
-    config = TrainConfig(epochs=2, window_size=5, tokens_per_micro_batch=60, learning_rate=1e-2, warmup_fraction=0.0)
+    usual = {"epochs": 2, "window_size": 5, "tokens_per_micro_batch": 60, "learning_rate": 1e-2, "warmup_fraction": 0.0}
+    config = TrainConfig(**usual | settings)
     places = RunFolder(folder / "log.jsonl", folder / "checkpoints")
     train(adapted, rows, functions, chooser, Accelerator(), config, places, 0, progress, features)
     found = predict(adapted.model, rows, functions, Accelerator(), 100)
@@ -418,6 +424,20 @@ def test_layers_above_a_frozen_one_learn_the_same_from_stored_states(folders, ar
     store, lowest, store_free = same_course(folders[architecture], tmp_path, "freeze", "1 of 2 layers", freeze="1")
     assert (store.computed, store.reused) == (20, 20 + 20)  # two epochs, the predictions
     assert lowest < store_free
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "gpt2"])
+def test_where_layers_are_run_again_in_the_backward_nothing_is_looked_up_and_the_same_is_learnt(
+    folders, architecture, tmp_path
+):
+    found = []
+    for checkpointing in (False, True):
+        adapted, pretrained = fresh(folders[architecture], "freeze", NO_DROPOUT, freeze="1")
+        rows, folder = rows_for(pretrained), tmp_path / str(checkpointing)
+        with stored_features(adapted, "weights", FeatureStore(), trial_of(rows, pretrained)) as features:
+            found.append(learn(adapted, pretrained, rows, folder, features, activation_checkpointing=checkpointing))
+            assert features.depth == ("" if checkpointing else "1 of 2 layers")
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
 
 
 def test_upper_layers_draw_the_same_dropout_above_stored_states(folders, tmp_path):
