@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_transfer.batching import sorted_batches
+from hf_transfer.eval_mode import in_eval_mode
 
 TOKENS_PER_BATCH = 4096
 """Rows x longest source x beams of one batch, unless told otherwise."""
@@ -55,9 +56,7 @@ def decode(
     ends = end_tokens(stock)
     own_first = stock.generation_config.forced_bos_token_id
     positions = getattr(stock.config, "max_position_embeddings", None)
-    was_training = {module for module in model.modules() if module.training}
-    model.eval()
-    try:
+    with in_eval_mode(model):
         for chosen in sorted_batches(lengths, max(1, tokens_per_batch // beams)):
             longest = lengths[chosen[0]]
             rows = torch.full((len(chosen), longest), pad_token_id)
@@ -79,9 +78,6 @@ def decode(
                 answers[which] = _between(tokens, first, ends, pad_token_id)
             if on_batch is not None:
                 on_batch(len(chosen))
-    finally:
-        for module in was_training:
-            module.training = True
     return answers
 
 

@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_transfer.adapt.base import Adapted, Stage, is_generative
+from hf_transfer.eval_mode import in_eval_mode
 from hf_transfer.feature_store import MEMORY_BYTES, FeatureStore, Row
 from hf_transfer.flattened import flattened
 from hf_transfer.output_layer import generator_inside
@@ -89,7 +90,7 @@ class StoredFeatures:
             return
         if getattr(inner, "is_gradient_checkpointing", False):  # a layer run again would not be handed its states again
             return
-        with _in_eval_mode(model):
+        with in_eval_mode(model):
             device = next(model.parameters()).device
             inputs = {name: tensor.to(device) for name, tensor in self._batch.items()}
             with torch.no_grad():
@@ -208,7 +209,7 @@ class _Way:
 
     def compute(self, model: nn.Module, original: Callable[..., Any], inputs: Inputs, settings: Any) -> Row:
         """Outputs of the frozen part for a batch, padded, without a gradient and in eval mode."""
-        with torch.no_grad(), _in_eval_mode(self.part), ExitStack() as undo:
+        with torch.no_grad(), in_eval_mode(self.part), ExitStack() as undo:
             rows = undo.enter_context(flattened(model, inputs["attention_mask"]))
             if self.layers is None:
                 found = original(**inputs, **settings)
@@ -366,17 +367,6 @@ def _frozen_depth(
         return 0, False  # layers that are gone through more than once
     depth = len(layers) if not whole[0] else max(0, sum(not need for need in needs) - 1)
     return depth, not any(whole)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def _can_be_looked_up(

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from hf_transfer.errors import InputError
+from hf_transfer.eval_mode import in_eval_mode
 from hf_transfer.records import Batch
 
 EXACT_LIMIT = 300_000
@@ -428,19 +429,13 @@ def _teacher_forced(
     model: nn.Module, batches: Sequence[Batch], device: torch.device | str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """States [n, width], targets [n] and logits [n, vocabulary] of each batch's n target tokens, without dropout."""
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with _captured_states(model) as captured:
-            for batch in batches:
-                with torch.no_grad():
-                    logits = model(**{name: tensor.to(device) for name, tensor in batch.inputs.items()}).logits
-                labels = batch.labels.to(device)
-                real = labels != -100
-                yield captured.pop()[real], labels[real], logits[real]
-    finally:
-        for module in was_training:
-            module.training = True
+    with in_eval_mode(model), _captured_states(model) as captured:
+        for batch in batches:
+            with torch.no_grad():
+                logits = model(**{name: tensor.to(device) for name, tensor in batch.inputs.items()}).logits
+            labels = batch.labels.to(device)
+            real = labels != -100
+            yield captured.pop()[real], labels[real], logits[real]
 
 
 @contextmanager

@@ -84,6 +84,12 @@ def leave_processes() -> None:
     accelerator.end_training()
 
 
+def uses_gpu() -> bool:
+    """Whether a run would train on a GPU: there is one, and the launcher was not told to leave it."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")  # as accelerate
+    return torch.cuda.is_available() and not on_cpu
+
+
 def choose_precision(wanted: str, model_type: str) -> str:
     """``fp32``, ``bf16`` or ``fp16``. ``auto`` follows the launcher's choice, else bf16 on GPUs that have it.
 
@@ -91,15 +97,7 @@ def choose_precision(wanted: str, model_type: str) -> str:
         InputError: see ``start_processes``.
     """
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-        "1",
-        "true",
-        "yes",
-        "y",
-        "t",
-        "on",
-    )  # as accelerate does
-    on_gpu = torch.cuda.is_available() and not on_cpu
+    on_gpu = uses_gpu()
     if wanted == "auto":
         if launcher in ("bf16", "fp16"):
             wanted = launcher

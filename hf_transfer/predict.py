@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import nn
 
 from hf_transfer.batching import sorted_batches
+from hf_transfer.eval_mode import in_eval_mode
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.records import Predictions
 from hf_transfer.tasks import TaskFunctions
@@ -44,10 +45,8 @@ def predict(
     # all processes make the same number of forward passes, because sharded models talk during each of them
     passes = -(-len(batches) // accelerator.num_processes)
     module = accelerator.unwrap_model(model)  # DDP's wrapper would sync buffers; the autocast wrapper stays
-    was_training = {m for m in module.modules() if m.training}
-    module.eval()
     positions, kept = [], []
-    with torch.no_grad():
+    with torch.no_grad(), in_eval_mode(module):
         for turn in range(passes):
             chosen = mine[turn] if turn < len(mine) else batches[0]
             batch = functions.make_batch(rows[chosen])
@@ -57,8 +56,6 @@ def predict(
             if turn < len(mine):
                 positions.append(chosen)
                 kept.append(outputs)
-    for m in was_training:
-        m.training = True
     for m in module.modules():
         # FSDP2 keeps the outermost parameters whole after a forward pass; what is written to them would be lost
         if hasattr(m, "reshard"):

@@ -5,7 +5,6 @@ The windows are those that the loop will draw.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_transfer.adapt import Adapted, Stage
+from hf_transfer.adapt import Stage
 from hf_transfer.batching import cut_window, sorted_batches, window_count, window_indices
-from hf_transfer.config import RunConfig, TrainConfig
+from hf_transfer.config import RunConfig
 from hf_transfer.cost import (
     SOURCE_LENGTH,
     TARGET_LENGTH,
@@ -29,11 +28,11 @@ from hf_transfer.cost import (
     with_output_layer,
 )
 from hf_transfer.flattened import find_stacks
-from hf_transfer.launch import choose_precision
+from hf_transfer.launch import choose_precision, uses_gpu
 from hf_transfer.output_layer import output_layer
 from hf_transfer.preparing import Prepared, prepare
-from hf_transfer.records import EncodedSplits, Pretrained, Text
-from hf_transfer.tasks import TASKS, TaskFunctions
+from hf_transfer.records import Text
+from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_text
 from hf_transfer.train import StagePlan
 from hf_transfer.translation_run import TOKENS_PER_DATASTORE_BATCH
@@ -43,42 +42,16 @@ MOST_WINDOWS = 2000
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Rehearsal(Prepared):
     """A run that is prepared, and where it would be trained."""
 
     config: RunConfig
-    prepared: Prepared
     device: torch.device
     precision: str
     source: np.ndarray
     """[train examples] tokens."""
     target: np.ndarray
     """[train examples] target tokens; 0 of a classifier."""
-
-    @property
-    def settings(self) -> TrainConfig:
-        """Those of the loop."""
-        return self.prepared.settings
-
-    @property
-    def pretrained(self) -> Pretrained:
-        """The checkpoint."""
-        return self.prepared.pretrained
-
-    @property
-    def encoded(self) -> EncodedSplits:
-        """The text."""
-        return self.prepared.encoded
-
-    @property
-    def functions(self) -> TaskFunctions:
-        """What the task does."""
-        return self.prepared.functions
-
-    @property
-    def adapted(self) -> Adapted:
-        """The model, as the strategy leaves it."""
-        return self.prepared.adapted
 
     @property
     def flat(self) -> bool:
@@ -125,15 +98,21 @@ def rehearse(config: RunConfig) -> Rehearsal:
     """Read the text, prepare the run and see how many tokens each train example has."""
     text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
     prepared = prepare(config, text)
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
-    device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
+    device = torch.device("cuda" if uses_gpu() else "cpu")
     prepared.adapted.model.to(device)
     train = prepared.encoded.train
     target = np.zeros(len(train), dtype=int)
     if prepared.functions.translate is not None:
         target = np.array([len(ids) for ids in train["labels"]], dtype=int)
     precision = choose_precision(config.train.precision, prepared.model_type)
-    return Rehearsal(config, prepared, device, precision, np.asarray(train["length"]) - target, target)
+    return Rehearsal(
+        **vars(prepared),
+        config=config,
+        device=device,
+        precision=precision,
+        source=np.asarray(train["length"]) - target,
+        target=target,
+    )
 
 
 def cost_of(run: Rehearsal, plan: StagePlan) -> StageCost:

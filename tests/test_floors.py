@@ -31,6 +31,7 @@ FLOORS = {
     "flattened": 1.6,
     "layers": 1.7,
     "batching": 1,
+    "eval_mode": 1,
     "duplicates": 1,
     "labels": 1,
     "launch": 1,
