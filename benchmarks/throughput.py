@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=FEWEST_PAIRS)
     parser.add_argument("--threads", type=int, help="of each process; default: torch's own choice")
     parser.add_argument("--examples", type=int, default=1024, help="train rows")
-    parser.add_argument("--domains", default="books,dvd", help="of reviews, joined by commas, or all")
+    parser.add_argument("--domains", default="all", help="of reviews, joined by commas, or all")
     parser.add_argument("--test_examples", type=int, default=400, help="rows to score, or sentences to translate")
     parser.add_argument("--epochs", type=int, help="default: the case's own")
     parser.add_argument("--window", type=int, default=32)

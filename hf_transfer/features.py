@@ -88,8 +88,8 @@ class StoredFeatures:
         inner = generator_inside(model)
         if not hasattr(inner, "base_model"):  # a probe on layers has a store of its own
             return
-        if getattr(inner, "is_gradient_checkpointing", False):  # a layer run again would not be handed its states again
-            return
+        if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
+            return  # a layer that is run again would not be handed its states again
         with in_eval_mode(model):
             device = next(model.parameters()).device
             inputs = {name: tensor.to(device) for name, tensor in self._batch.items()}

@@ -28,6 +28,7 @@ from hf_transfer import checkpoint
 from hf_transfer.adapt.base import Adapted, Stage
 from hf_transfer.batching import Mixture, cut_window, share_window, window_count, window_indices
 from hf_transfer.config import TrainConfig
+from hf_transfer.dropout import QuickDropout
 from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
@@ -241,7 +242,8 @@ def train(
                     break
     selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
     if config.activation_checkpointing:
-        generator_inside(adapted.model).gradient_checkpointing_disable()
+        inner = generator_inside(adapted.model)
+        (getattr(inner, "activation_checkpointing_disable", None) or inner.gradient_checkpointing_disable)()
     if features is not None:
         features.end()
     return TrainResult(
@@ -336,7 +338,7 @@ def _add_gradient(
         with nullcontext() if last else accelerator.no_sync(model):
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
             on_device = dataclasses.replace(batch, labels=batch.labels.to(accelerator.device))
-            with flattened(model, *real_tokens(batch)) as rows:  # the layers see no padding
+            with flattened(model, *real_tokens(batch)) as rows, QuickDropout():  # the layers see no padding
                 with accelerator.autocast():  # the output layer of translation multiplies in there
                     loss = loss_function(model(**inputs), on_device).loss_sum
                 accelerator.backward(loss * (scale if counts else 0.0))
@@ -412,7 +414,9 @@ def _checkpoint_activations(model: nn.Module) -> None:
     inner = generator_inside(model)
     if not inner.supports_gradient_checkpointing:
         raise RunError(f"--train.activation_checkpointing: {inner.config.model_type} does not offer it; turn it off.")
-    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # the lowest transformers knows the older name only, of which the newest warns
+    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), QuickDropout())})
 
 
 def _prepare(

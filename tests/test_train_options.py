@@ -22,6 +22,7 @@ from hf_transfer.adapt import apply_strategy
 from hf_transfer.batching import cut_window, window_indices
 from hf_transfer.checkpoint import save_checkpoint
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
+from hf_transfer.dropout import QuickDropout
 from hf_transfer.errors import RunError
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.folder import deciding_settings, open_run_folder
@@ -251,7 +252,7 @@ def r_drop_by_hand(course, model, batches, alpha):
     """Mean of both passes' cross-entropies plus alpha times the mean of both divergences, over the window's targets."""
     total, targets = 0.0, 0
     for batch in batches:
-        with flattened(model, *real_tokens(batch)):  # as the loop: dropout draws for real tokens only
+        with flattened(model, *real_tokens(batch)), QuickDropout():  # as the loop, whose draws these are
             losses, logs = losses_of(course.task, model, batch)
         first, second = logs.chunk(2)
         there = (first.exp() * (first - second)).sum(-1)
@@ -405,12 +406,17 @@ def test_activation_checkpointing_learns_the_same_and_runs_layers_twice(task, fo
     found = []
     for checkpointing in (False, True):
         course = Course(task, folders[task], replace(PLAIN, learning_rate=1e-2, activation_checkpointing=checkpointing))
+        for module in course.adapted.model.modules():  # what is drawn again must be what was drawn
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.2
+            elif isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.2
         passes = []
         layer = course.adapted.parts.layer_modules[0]
         first = next(module for module in layer.modules() if isinstance(module, torch.nn.Linear))
         first.register_forward_hook(lambda module, args, output, passes=passes: passes.append(output.requires_grad))
         course.run(tmp_path / str(checkpointing))
-        assert not course.adapted.model.is_gradient_checkpointing
+        assert not any(getattr(m, "gradient_checkpointing", False) for m in course.adapted.model.modules())
         found.append((losses_in(tmp_path / str(checkpointing)), course.parameters(), len(passes)))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     for name, parameter in found[1][1].items():
