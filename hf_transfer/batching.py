@@ -17,6 +17,8 @@ OVERHEAD_TOKENS = 96
 """What one more micro-batch costs beside its tokens, in tokens; measured (benchmarks/LOG.md)."""
 EMBEDDING_SHARE = 0.01
 """What a token costs that only the embeddings see, relative to one that goes through the layers (benchmarks/LOG.md)."""
+SHORTEST, FAIR_SHARE = 0.9, 0.125
+"""Padding of evenly filled batches is then under a tenth, and about half of that."""
 MOST_PADDED = 8
 """Where layers see real tokens only, padded tokens of a micro-batch may be this many times the budget."""
 
@@ -133,14 +135,31 @@ def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int, flat: bool = Fa
     return pieces[::-1]
 
 
-def sorted_batches(lengths: Sequence[int] | np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
-    """Row numbers of each batch of an evaluation: all rows sorted by length, filled up to the token budget."""
+def padding_fraction(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> float:
+    """Share of the tokens of ``batches``, each padded to its longest row, that are padding; nan without any token."""
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    return 1 - int(np.sum(lengths)) / padded if padded else math.nan
+
+
+def sorted_batches(
+    lengths: Sequence[int] | np.ndarray, tokens_per_batch: int, evenly: bool = False
+) -> list[np.ndarray]:
+    """Row numbers of each batch of an evaluation: all rows sorted by length, filled up to the token budget.
+
+    ``evenly``: where padding costs as much as tokens do, a batch that has ``FAIR_SHARE`` of the budget ends before the
+    first row that is shorter than ``SHORTEST`` of its longest.
+    """
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
+    falling = -lengths[order]
     batches = []
     start = 0
     while start < len(order):
-        size = max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
+        longest = max(1, -int(falling[start]))
+        size = max(1, tokens_per_batch // longest)
+        if evenly:
+            even = int(np.searchsorted(falling, -SHORTEST * longest, side="right")) - start
+            size = min(size, max(1, even, math.ceil(FAIR_SHARE * tokens_per_batch / longest)))
         batches.append(order[start : start + size])
         start += size
     return batches

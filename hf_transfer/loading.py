@@ -74,6 +74,8 @@ class LoadedModel:
         """What ``read`` keeps of each forward pass, in the order of ``texts``."""
         import torch
 
+        from hf_transfer.flattened import flattened
+
         pairs = list(text_pairs) if text_pairs is not None else None
         encoded = self.tokenizer(list(texts), pairs, truncation=True, max_length=self.max_length)
         batches = sorted_batches([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
@@ -81,9 +83,9 @@ class LoadedModel:
         kept = []
         for chosen in batches:
             columns = {name: [values[i] for i in chosen] for name, values in encoded.items()}
-            inputs = self.tokenizer.pad(columns, padding_side="right", return_tensors="pt").to(device)
-            with torch.no_grad():
-                kept.append(read(self.model(**inputs), self.labels).cpu().numpy())
+            inputs = self.tokenizer.pad(columns, padding_side="right", return_attention_mask=True, return_tensors="pt")
+            with torch.no_grad(), flattened(self.model, inputs["attention_mask"]):
+                kept.append(read(self.model(**inputs.to(device)), self.labels).cpu().numpy())
         return np.concatenate(kept)[np.argsort(np.concatenate(batches), kind="stable")]
 
 

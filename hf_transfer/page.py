@@ -38,7 +38,7 @@ from hf_transfer.launch import (
 )
 from hf_transfer.layer_runs import body_key
 from hf_transfer.metrics import METRICS, score
-from hf_transfer.predict import predict
+from hf_transfer.predict import predict, scored_padding
 from hf_transfer.preparing import prepare
 from hf_transfer.records import (
     Artefact,
@@ -184,6 +184,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         evaluate_seconds = time.perf_counter() - started
         seen = encoded.validation if functions.translate is None else encoded.validation.select([])
         validation = predict_rows(seen, adapted.model)
+        scoring_padding = scored_padding(adapted.model, rows, functions, config.evaluate)
         is_stored = bool(features.depth)
         notes = (*notes, *features.notes())
     if is_stored:  # what was looked up says nothing about the speed of the model
@@ -225,6 +226,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             shift=shift,
             predict_seconds=predict_seconds,
             evaluate_seconds=evaluate_seconds,
+            scoring_padding=scoring_padding,
             peak_memory_bytes=peak_memory_bytes(accelerator),
             artefact=artefact,
             environment=describe_environment(
@@ -263,7 +265,6 @@ def _describe(config: RunConfig, splits: DomainSplits, labels: LabelSpace, adapt
         f"{', '.join(splits.train_domains)}; {classes}; shifted domains: {', '.join(tested) or 'none'}"
     )
     summary = adapted.summary
-    yield (
-        f"{config.model.checkpoint}: {adapted.strategy}, {summary.trainable:,} of {summary.total:,} parameters learn "
-        f"({summary.trainable / summary.total:.1%})"
-    )
+    learning = f"{summary.trainable:,} of {summary.total:,} parameters learn ({summary.trainable / summary.total:.1%})"
+    beside = f"its {summary.total:,} parameters stay as they are, and what learns is solved for beside them"
+    yield f"{config.model.checkpoint}: {adapted.strategy}, {learning if adapted.stages else beside}"

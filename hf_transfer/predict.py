@@ -11,9 +11,10 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 
-from hf_transfer.batching import sorted_batches
+from hf_transfer.batching import padding_fraction, sorted_batches
+from hf_transfer.config import EvaluateConfig
 from hf_transfer.eval_mode import in_eval_mode
-from hf_transfer.flattened import flattened, real_tokens
+from hf_transfer.flattened import find_stacks, flattened, real_tokens
 from hf_transfer.records import Predictions
 from hf_transfer.tasks import TaskFunctions
 
@@ -40,7 +41,7 @@ def predict(
         share = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
         translated = functions.translate(accelerator.unwrap_model(model), rows.select(share))
         return _in_order(rows, gather_object([(share, translated)]), functions)
-    batches = sorted_batches(lengths, tokens_per_batch)
+    batches = batches_to_score(model, lengths, tokens_per_batch)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # all processes make the same number of forward passes, because sharded models talk during each of them
     passes = -(-len(batches) // accelerator.num_processes)
@@ -62,6 +63,22 @@ def predict(
             m.reshard()
     parts = [(np.concatenate(positions), torch.cat(kept).numpy())] if positions else []
     return _in_order(rows, gather_object(parts), functions)
+
+
+def batches_to_score(model: nn.Module, lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+    """Row numbers of each batch: with little padding where the layers would see it."""
+    return sorted_batches(lengths, tokens_per_batch, evenly=bool(find_stacks(model).reason))
+
+
+def scored_padding(model: nn.Module, rows: Dataset, functions: TaskFunctions, evaluate: EvaluateConfig) -> float:
+    """Share of the tokens that layers saw of encoded ``rows`` that was padding; of a translation, those of the encoder
+    (what the decoder pads is what it writes)."""
+    lengths = np.asarray(rows["length"][:])
+    if functions.translate is not None:
+        return padding_fraction(lengths, sorted_batches(lengths, max(1, evaluate.tokens_per_batch // evaluate.beams)))
+    if not find_stacks(model).reason:
+        return 0.0
+    return padding_fraction(lengths, batches_to_score(model, lengths, evaluate.tokens_per_batch))
 
 
 def _in_order(rows: Dataset, parts: Sequence[tuple[np.ndarray, np.ndarray]], functions: TaskFunctions) -> Predictions:

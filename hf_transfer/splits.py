@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config import DataConfig
+from hf_transfer.content_cache import content_key, kept_facts, rows_digest
 from hf_transfer.duplicates import content_digest, find_leaks, normalised_texts
 from hf_transfer.errors import InputError
 from hf_transfer.fields import nearest
@@ -344,10 +345,18 @@ def _leaks(
     import numpy as np
 
     indices = _indices(learnt_from)
-    leaks, twins = find_leaks(table.rows.select(indices), test_rows, threshold)
+    rows = table.rows.select(indices)
+    columns = ["text", "text_pair", "source", "domain"]
+    contents = [rows_digest(part, columns) for part in (rows, *test_rows.values())]
+
+    def find() -> dict[str, Any]:
+        leaks, twins = find_leaks(rows, test_rows, threshold)
+        return {"leaks": asdict(leaks), "twins": sorted(twins)}
+
+    found = kept_facts(content_key("leaks", repr((threshold, list(test_rows))), *contents), find)
     is_twin = np.zeros_like(learnt_from)
-    is_twin[indices[sorted(twins)]] = True
-    return leaks, is_twin
+    is_twin[indices[found["twins"]]] = True
+    return Leaks(**found["leaks"]), is_twin
 
 
 def _mend_validation(

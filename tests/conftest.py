@@ -1,7 +1,9 @@
 """Every test, and every process that a test starts, runs offline with outgoing connections refused, on one thread."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -11,12 +13,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models lose time to threads, more so on a busy machine
 
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hf-transfer-tests-")  # no run of before is found again
+
 import blocked.sitecustomize  # noqa: E402,F401
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = HERE.parent
+
+
+def pytest_unconfigure() -> None:
+    """Delete what was cached."""
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

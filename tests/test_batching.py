@@ -1,6 +1,7 @@
 """Windows and micro-batches: every example once per epoch, shared fairly, cut at the least cost."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hf_transfer.batching import (
     OVERHEAD_TOKENS,
     Mixture,
     cut_window,
+    padding_fraction,
     share_window,
     sorted_batches,
     window_count,
@@ -188,3 +190,16 @@ def test_a_place_in_an_epoch_of_a_mixture_is_found_without_those_before_it():
     for epoch in (3, 0, 2):
         for place in (11, 4, 5, 8):
             assert mixture.rows(np.array([place]), epoch)[0] == whole[epoch][place]
+
+
+def test_padding_of_batches_is_what_their_rows_are_short_of_the_longest():
+    lengths = np.array([3, 10, 4, 10, 7])
+    assert padding_fraction(lengths, [np.array([1, 3]), np.array([4, 2, 0])]) == pytest.approx(1 - 34 / (20 + 21))
+    assert padding_fraction(lengths, [np.array([i]) for i in range(5)]) == 0
+    assert math.isnan(padding_fraction(np.array([], dtype=int), []))
+    drawn = np.random.default_rng(0).integers(1, 300, 500)
+    filled, even = sorted_batches(drawn, 8192), sorted_batches(drawn, 8192, evenly=True)
+    assert padding_fraction(drawn, even) < 0.05 < padding_fraction(drawn, filled)
+    for batches in (filled, even):
+        assert sorted(np.concatenate(batches)) == list(range(500))
+        assert all(len(batch) * drawn[batch].max() <= 8192 for batch in batches)

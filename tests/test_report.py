@@ -116,6 +116,7 @@ def make_results(shift=None, config=None, labels=None, notes=(), **changes):
         ),
         "shift": shift or make_shift(),
         "evaluate_seconds": 2.5,
+        "scoring_padding": 0.034,
         "peak_memory_bytes": 812_000_000,
         "artefact": Artefact("full", "model", True, 1.2e-7, 91_000_000),
         "environment": describe_environment(world_size=1, device="cpu", precision="fp32"),
@@ -192,6 +193,7 @@ def test_results_hold_every_key_of_the_contract_with_the_values_of_the_records()
     assert results["shift"] == {**expected, "worst_domain": "apps"}
     # 960 examples and 9,000 tokens in 10 seconds; 1,000 of 10,000 tokens were padding
     speeds = {"examples_per_second": 96.0, "tokens_per_second": 900.0, "padding_fraction": 0.1}
+    speeds |= {"scoring_padding_fraction": 0.034}
     wall = {"train_seconds": 10.0, "evaluate_seconds": 2.5, "steps": 60, "peak_memory_bytes": 812_000_000}
     assert results["timing"].items() >= {**speeds, **wall}.items()
     assert results["artefact"].items() >= {"kind": "full", "path": "model", "proved": True}.items()
@@ -472,7 +474,7 @@ def test_the_report_tells_selection_leaks_notes_cost_proof_and_versions():
     assert rows["Test examples also in train"] == "1 exactly, 2 nearly; for 1 of them the twin is in another domain"
     assert rows["Cut for length"] == "12 examples, at 256 tokens"
     assert rows["Training"] == "10.0 s, 60 steps"
-    assert rows["Padding"] == "10.0% of all tokens in training"
+    assert rows["Padding"] == "10.0% of all tokens in training, 3.4% of all tokens in scoring"
     assert rows["Proof"].startswith("a fresh process loaded it and gave the same outputs (largest difference")
     assert "scikit-learn" in rows
 

@@ -307,12 +307,14 @@ def _predicts(labels: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 def _cost(results: Results) -> str:
     timing = results["timing"]
-    padding, memory = timing["padding_fraction"], timing["peak_memory_bytes"]
+    memory = timing["peak_memory_bytes"]
+    padding = {"training": timing["padding_fraction"], "scoring": timing.get("scoring_padding_fraction")}
+    shares = [f"{100 * share:.1f}% of all tokens in {where}" for where, share in padding.items() if share is not None]
     facts = {
         "Training": f"{_seconds(timing['train_seconds'])}, {timing['steps']:,} steps",
         "Scoring the test domains": _seconds(timing["evaluate_seconds"]),
         "Speed": f"{_rate(timing['examples_per_second'])} examples/s, {_rate(timing['tokens_per_second'])} tokens/s",
-        "Padding": "undefined" if padding is None else f"{100 * padding:.1f}% of all tokens in training",
+        "Padding": ", ".join(shares) or "undefined",
         "Peak memory": "not measured" if memory is None else _bytes(memory),
     }
     if timing.get("skipped_steps"):

@@ -74,6 +74,7 @@ def build_results(
     peak_memory_bytes: int | None,
     artefact: Artefact,
     predict_seconds: float = math.nan,
+    scoring_padding: float = math.nan,
     environment: Mapping[str, Any],
     notes: Iterable[str] = (),
     examples: Mapping[str, Any] | None = None,
@@ -109,7 +110,7 @@ def build_results(
         "scores": [dataclasses.asdict(score) for score in shift.scores],
         "comparisons": shift.comparisons,
         "shift": _shift_facts(shift),
-        "timing": _timing_facts(trained, predict_seconds, evaluate_seconds, peak_memory_bytes, splits),
+        "timing": _timing_facts(trained, predict_seconds, evaluate_seconds, scoring_padding, peak_memory_bytes, splits),
         "artefact": dataclasses.asdict(artefact),
         "environment": environment,
         "notes": [_replace_all(note, shown_paths) for note in all_notes],
@@ -419,6 +420,7 @@ def _timing_facts(
     trained: TrainResult,
     predict_seconds: float,
     evaluate_seconds: float,
+    scoring_padding: float,
     peak_memory_bytes: int | None,
     splits: DomainSplits,
 ) -> dict[str, Any]:
@@ -436,6 +438,7 @@ def _timing_facts(
         "tokens_per_second": _ratio(trained.tokens, trained.train_seconds),
         "predict_examples_per_second": _ratio(test_count, predict_seconds),
         "padding_fraction": _ratio(trained.padding_tokens, trained.tokens + trained.padding_tokens),
+        "scoring_padding_fraction": scoring_padding,
         "peak_memory_bytes": peak_memory_bytes,
     }
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config import DataConfig, RunConfig, TrainConfig
+from hf_transfer.content_cache import content_key, kept_rows, rows_digest, tokenizer_digest
 from hf_transfer.errors import InputError
 from hf_transfer.labels import Label, as_names, guess_problem, read_label, read_number, sort_names
 from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum, Predictions, Pretrained
@@ -36,7 +37,7 @@ class Classification:
             InputError: one class only, labels outside the class set (by domain, with places), numbers that do not
                 parse, or options that do not fit the kind of problem. All found are reported together.
         """
-        train_labels = [read_label(raw, data.label_separator) for raw in splits.train["label"]]
+        train_labels = [read_label(raw, data.label_separator) for raw in splits.train["label"][:]]
         problem = data.problem if data.problem != "auto" else guess_problem(train_labels)
         if problem == "regression":
             problems = [text for name, rows in _all_splits(splits) for text in _not_numbers(name, rows)]
@@ -108,8 +109,9 @@ class Classification:
         """Token ids (cut at ``max_length``, counted), numeric labels and lengths for every split."""
         cut = 0
         encoded = {}
+        rules = tokenizer_digest(pretrained.tokenizer)
         for name, rows in _all_splits(splits):
-            encoded[name], cut_here = _encode_rows(rows, labels, pretrained.tokenizer, max_length)
+            encoded[name], cut_here = _encode_rows(rows, labels, pretrained.tokenizer, rules, max_length)
             cut += cut_here
         test = {domain: encoded[f"test:{domain}"] for domain in splits.test}
         return EncodedSplits(encoded["train"], encoded["validation"], test, cut)
@@ -261,9 +263,9 @@ def _class_weights(
 
 
 def _encode_rows(
-    rows: Dataset, labels: LabelSpace, tokenizer: PreTrainedTokenizerBase, max_length: int
+    rows: Dataset, labels: LabelSpace, tokenizer: PreTrainedTokenizerBase, rules: bytes, max_length: int
 ) -> tuple[Dataset, int]:
-    """Encoded rows and how many of them were cut."""
+    """Encoded rows and how many of them were cut; ``rules`` is the digest of the tokenizer."""
     index = {name: i for i, name in enumerate(labels.names)}
 
     def number(raw: Any) -> Any:
@@ -299,7 +301,12 @@ def _encode_rows(
     if not len(rows):  # a map over nothing makes no columns
         return rows.select_columns(["example_id", "domain"]), 0
     dropped = [name for name in rows.column_names if name not in ("example_id", "domain")]
-    # a name of our own: datasets would make one by pickling the tokenizer, which takes longer than tokenising
-    encoded = rows.map(encode, batched=True, remove_columns=dropped, new_fingerprint=uuid.uuid4().hex)
-    cut = sum(encoded["was_cut"][:])
-    return encoded.remove_columns("was_cut"), cut
+
+    def make() -> tuple[Dataset, int]:
+        # a name of our own: datasets would make one by pickling the tokenizer, which takes longer than tokenising
+        encoded = rows.map(encode, batched=True, remove_columns=dropped, new_fingerprint=uuid.uuid4().hex)
+        return encoded.remove_columns("was_cut"), sum(encoded["was_cut"][:])
+
+    how = repr((labels.problem, labels.names, labels.separator, max_length))
+    content = rows_digest(rows, ["example_id", "domain", "text", "text_pair", "label"])
+    return kept_rows(content_key("classification", how, rules, content), make)

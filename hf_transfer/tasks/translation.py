@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config import DataConfig, RunConfig, TrainConfig
+from hf_transfer.content_cache import content_key, kept_rows, rows_digest, tokenizer_digest
 from hf_transfer.errors import InputError
 from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum, Predictions, Pretrained
 from hf_transfer.tasks.base import TaskFunctions, twice
@@ -96,13 +97,18 @@ class Translation:
         # 1. Is it the tokenizer's language at all?
         # 2. Pairs to learn from: input_ids, decoder_input_ids, labels.
         # 3. Texts to translate: pieces (token ids of each part of a long text), forced, source, reference.
-        from hf_transfer.languages import find_convention, other_pair
+        from hf_transfer import languages
 
-        convention = find_convention(pretrained.model.config, pretrained.tokenizer)
+        convention = languages.find_convention(pretrained.model.config, pretrained.tokenizer)
         _check_unknown(splits.train, pretrained)
-        encode = partial(
-            _encode_rows, labels=labels, pretrained=pretrained, convention=convention, max_length=max_length
-        )
+        rules = tokenizer_digest(pretrained.tokenizer)
+
+        def encode(rows: Dataset, for_training: bool = True) -> tuple[Dataset, list[str]]:
+            start = languages.decoder_start(pretrained.model)
+            how = repr((labels, convention, start, max_length, for_training))
+            key = content_key("translation", how, rules, rows_digest(rows, _READ))
+            return kept_rows(key, lambda: _encode_rows(rows, labels, pretrained, convention, max_length, for_training))
+
         train, left_out = encode(splits.train)
         if not len(train):
             raise InputError(
@@ -118,7 +124,7 @@ class Translation:
         if splits.general_validation is not None:
             general_validation, _ = encode(splits.general_validation, for_training=False)
         left_out += general_left_out
-        said = other_pair(convention, pretrained.tokenizer, labels.source_lang, labels.target_lang)
+        said = languages.other_pair(convention, pretrained.tokenizer, labels.source_lang, labels.target_lang)
         notes = [said] if said else []
         if left_out:
             notes.append(
@@ -350,6 +356,7 @@ def _encode_rows(
     return Dataset.from_dict(columns), over
 
 
+_READ = ["example_id", "place", "domain", "source", "target", "source_lang", "target_lang"]
 _TRAINED = ("example_id", "domain", "input_ids", "decoder_input_ids", "labels", "length")
 _TRANSLATED = ("source", "reference", "forced", "pieces")
 ROWS_AT_ONCE = 10_000
@@ -378,9 +385,8 @@ def _split_up(
 
 
 def _batches(rows: Dataset) -> Iterator[dict[str, list[Any]]]:
-    names = ["example_id", "place", "domain", "source", "target", "source_lang", "target_lang"]
-    for batch in rows.select_columns(names).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
-        yield {name: batch[name].to_pylist() for name in names}
+    for batch in rows.select_columns(_READ).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        yield {name: batch[name].to_pylist() for name in _READ}
 
 
 def _resolved(batch: Mapping[str, Sequence[str]], side: str, convention: Convention, tokenizer: Any) -> list[str]:
