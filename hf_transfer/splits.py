@@ -165,8 +165,14 @@ def _row_facts(table: DomainTable, data: DataConfig) -> RowFacts:
         label=np.array(label, dtype=np.int64),
         strata=strata,
         members=members,
-        digests=tuple(content_digest(text) for text in normalised_texts(table.rows)),
+        digests=tuple(bytes.fromhex(digest) for digest in _content_digests(table.rows)),
     )
+
+
+def _content_digests(rows: Dataset) -> list[str]:
+    """[rows] ``content_digest`` of each normalised text, in hexadecimal."""
+    key = content_key("digests", rows_digest(rows, ["text", "text_pair", "source"]))
+    return kept_facts(key, lambda: [content_digest(text).hex() for text in normalised_texts(rows)])
 
 
 def _strata(
