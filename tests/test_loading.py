@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from tiny import make_checkpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -28,6 +30,22 @@ def test_a_stock_folder_opens_and_long_texts_are_cut_where_its_positions_end(tmp
     assert set(predicted.labels) <= {"bad", "good"}
     assert predicted.probabilities.sum(1) == pytest.approx([1, 1])
     assert loaded.predict([]).labels == []
+
+
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
+def test_texts_of_any_length_are_predicted_as_each_alone_and_layers_see_no_padding(tmp_path, architecture):
+    path = stock_model(tmp_path, architecture)
+    texts = ["good", "bad book bad film good", "a film", "good " * 12, "bad"]
+    loaded = load(path)
+    widths = []
+    linear = next(m for m in loaded.model.base_model.encoder.layer[0].modules() if isinstance(m, torch.nn.Linear))
+    linear.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[:2]))
+    together = loaded.logits(texts)
+    tokens = sum(len(ids) for ids in loaded.tokenizer(texts)["input_ids"])
+    longest = max(len(ids) for ids in loaded.tokenizer(texts)["input_ids"])
+    assert [tuple(width) for width in widths] == [(1, tokens) if architecture == "bert" else (len(texts), longest)]
+    alone = np.concatenate([loaded.logits([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_a_body_without_a_head_is_refused(tmp_path):
