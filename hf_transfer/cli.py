@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from hf_transfer.errors import InputError, RunError
+from hf_transfer.errors import InputError, Preempted, RunError
 from hf_transfer.version import __version__
 
 SECONDS_FOR_THE_FIRST_PROCESS = 30
@@ -42,7 +42,7 @@ commands:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `hf-transfer`; exits with 0 done, 1 failed, 2 refused input."""
+    """Entry point of `hf-transfer`; exits with 0 done, 1 failed, 2 refused input, 75 told to leave."""
     words = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "run": _run,
@@ -169,6 +169,10 @@ def exit_codes() -> Iterator[None]:
         _leave(error.exit_code, f"{len(problems)} problem{'s' * (len(problems) > 1)}", *problems)
     except RunError as failure:
         _leave(failure.exit_code, f"the run failed: {failure}")
+    except Preempted as notice:
+        if os.environ.get("RANK", "0") == "0":  # all processes leave together
+            print(f"hf-transfer: {notice}", file=sys.stderr, flush=True)
+        sys.exit(notice.exit_code)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("hf-transfer: interrupted", file=sys.stderr)

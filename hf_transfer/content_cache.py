@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,11 +37,9 @@ Found = TypeVar("Found")
 
 def content_key(kind: str, *parts: str | bytes) -> str:
     """Name of an entry that depends on ``parts``; begins with ``kind``, which says what it is."""
-    import tokenizers
-    import transformers
-
+    versions = [f"{package} {version(package)}" for package in ("transformers", "tokenizers")]
     digest = hashlib.blake2b(digest_size=16)
-    for part in (FORMAT, __version__, transformers.__version__, tokenizers.__version__, *parts):
+    for part in (FORMAT, __version__, *versions, *parts):
         raw = part.encode("utf-8") if isinstance(part, str) else part
         digest.update(len(raw).to_bytes(8, "big") + raw)  # with its length, so that parts cannot flow into another
     return f"{kind}-{digest.hexdigest()}"

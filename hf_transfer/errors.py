@@ -1,4 +1,4 @@
-"""Floor 0: the two ways a run ends badly, and the exit code of each."""
+"""Floor 0: the ways a run ends before its time, and the exit code of each."""
 
 from collections.abc import Iterable
 
@@ -21,3 +21,10 @@ class RunError(Exception):
     """The run started and could not finish (a proof failed, a loss went wrong). Exit code 1."""
 
     exit_code = 1
+
+
+class Preempted(Exception):
+    """The machine was taken back; what was learnt is in a checkpoint. Exit code 75 (EX_TEMPFAIL of sysexits.h: try
+    again), which a job script can requeue on."""
+
+    exit_code = 75

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 
@@ -34,10 +35,12 @@ from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.output_layer import generator_inside
+from hf_transfer.preemption import Notice
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
 
 LossFunction = Callable[[Any, Batch], LossSum]
+EXAMPLES_SHOWN = 3
 BAD_WINDOWS_IN_A_ROW = 3
 """Windows without a finite gradient, one after the other, that end a run."""
 
@@ -95,6 +98,8 @@ class WindowSums:
     padding_tokens: int = 0
     targets: int = 0
     stepped: bool = True
+    not_finite: tuple[str, ...] = ()
+    """Ids of the examples of a window whose step was left out."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,7 @@ def train(
     Raises:
         RunError: no finite gradient three times in a row, a trainable parameter that never gets one, or a restored
             step that does not score what it did.
+        Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
         value = chooser.validate(adapted.model.to(accelerator.device))
@@ -183,7 +189,7 @@ def train(
         state = checkpoint.load_state(folder.resume_from)
         checkpoint.load_checkpoint(folder.resume_from, adapted.model, None, accelerator)
         progress.note(f"continuing after step {state.step} of {last_step}")
-    with _open_log(folder.log, state.step, accelerator.is_main_process) as log:
+    with _open_log(folder.log, state.step, accelerator.is_main_process) as log, Notice() as notice:
         for plan in plans:
             if features is not None:
                 features.begin(plan.stage)
@@ -221,13 +227,14 @@ def train(
                 _log_step(log, step + 1, learning_rate, seconds, sums)
                 progress.advance(sums.loss, learning_rate, sums.examples)
                 if state.skipped_in_a_row >= BAD_WINDOWS_IN_A_ROW:
-                    raise RunError(_never_finite(state, folder.checkpoints))
+                    raise RunError(_never_finite(state, sums, folder.checkpoints))
                 due = config.validation_steps or per_epoch
                 time_is_up = _time_is_up(state, config)
                 if state.step % due == 0 or state.step == last_step or time_is_up:
                     state = _validate(state, model, chooser, names, per_epoch, config, folder, accelerator, progress)
                     adapted.set_train_mode(accelerator.unwrap_model(model))
-                if config.checkpoint_steps and state.step % config.checkpoint_steps == 0:
+                taken = notice.given(accelerator)
+                if taken or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
                     checkpoint.save_checkpoint(
                         folder.checkpoints,
                         model,
@@ -238,6 +245,8 @@ def train(
                         config.keep_checkpoints,
                         accelerator,
                     )
+                if taken:
+                    notice.leave(state.step, last_step)
                 if state.stopped_early or time_is_up:
                     break
     selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
@@ -320,7 +329,8 @@ def learn_window(
         stepped = not getattr(optimizer, "step_was_skipped", False)
     optimizer.zero_grad(set_to_none=True)
     total, targets, examples, tokens, padded = _over_processes([float(loss_sum), *sums, float(padding)], accelerator)
-    return WindowSums(total / targets, norm, int(examples), int(tokens), int(padded), int(targets), stepped)
+    left_out = () if stepped else tuple(gather_object([name for b in mine for name in b.example_ids]))
+    return WindowSums(total / targets, norm, int(examples), int(tokens), int(padded), int(targets), stepped, left_out)
 
 
 def _add_gradient(
@@ -594,12 +604,13 @@ def _restore(
     return Selection(chooser.rule, chooser.metric, state.best_step, state.best_value)
 
 
-def _never_finite(state: RunState, checkpoints: Path) -> str:
-    kept = sorted(checkpoints.glob("step-*")) if checkpoints.is_dir() else []
-    last = f"The last checkpoint is {kept[-1].name}." if kept else "No checkpoint was written."
+def _never_finite(state: RunState, sums: WindowSums, checkpoints: Path) -> str:
+    whole, _ = checkpoint.find_checkpoint_to_resume(checkpoints, "auto")
+    last = f"The last good checkpoint is {whole}." if whole else "No checkpoint was written."
+    ids = ", ".join(sorted(sums.not_finite)[:EXAMPLES_SHOWN])
     return (
-        f"no finite gradient in {state.skipped_in_a_row} windows in a row, up to step {state.step}: lower "
-        f"--train.learning_rate, or use --train.precision fp32. {last}"
+        f"no finite gradient in {state.skipped_in_a_row} windows in a row, up to step {state.step} (its examples begin "
+        f"with {ids}; log.jsonl has all): lower --train.learning_rate, or use --train.precision fp32. {last}"
     )
 
 
@@ -619,7 +630,7 @@ def _open_log(path: Path, step: int, is_main: bool) -> Any:
 def _log_step(log: TextIO | None, step: int, learning_rate: float, seconds: float, sums: WindowSums) -> None:
     if log is None:
         return
-    record = {
+    record: dict[str, Any] = {
         "step": step,
         "loss": sums.loss,
         "learning_rate": learning_rate,
@@ -630,5 +641,5 @@ def _log_step(log: TextIO | None, step: int, learning_rate: float, seconds: floa
         "seconds": round(seconds, 6),
     }
     if not sums.stepped:
-        record["skipped"] = True
+        record |= {"skipped": True, "example_ids": sorted(sums.not_finite)}
     log.write(json.dumps(record) + "\n")

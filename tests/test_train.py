@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_transfer.adapt import apply_strategy
 from hf_transfer.adapt.base import Stage
-from hf_transfer.batching import cut_window, share_window
+from hf_transfer.batching import cut_window, share_window, window_indices
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
@@ -199,11 +199,15 @@ def test_a_window_without_finite_gradient_is_skipped_counted_and_in_the_end_stop
     before = parameters_of(adapted)
     chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
     folder = RunFolder(tmp_path / "log.jsonl", tmp_path / "checkpoints")
-    with pytest.raises(RunError, match="no finite gradient in 3 windows in a row, up to step 3"):
-        rows = encoded_rows(40, len(pretrained.tokenizer), 3)
+    rows = encoded_rows(40, len(pretrained.tokenizer), 3)
+    with pytest.raises(
+        RunError, match=r"no finite gradient in 3 windows in a row, up to step 3 \(its examples begin with"
+    ):
         train(adapted, rows, functions, chooser, Accelerator(), TrainConfig(window_size=10), folder, 0, Silent())
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [True, True, True]
+    windows = [window_indices(40, 10, 0, step) for step in range(3)]
+    assert [line["example_ids"] for line in lines] == [sorted(rows[window]["example_id"]) for window in windows]
     assert all(torch.equal(p, before[name]) for name, p in parameters_of(adapted).items())
 
 
