@@ -1,0 +1,189 @@
+"""Run by test_killed_runs.py: runs that are killed at random moments and continued, held against one that was not.
+
+    python killed_runs.py TASK STRATEGY PROCESSES TRIALS FOLDER
+
+Everything is imported once; each run is a fork of this process (of each rank a fork), so that a trial costs what the
+run costs. A trial starts a run afresh, kills it after a random time, continues it with ``train.resume auto``, may kill
+that too, and lets the last one end. With several processes a kill takes the first of them only, and the others must end
+by themselves. Prints one JSON record.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from tiny import make_checkpoint
+from tiny_translation import make_translation_checkpoint
+from toy import write_reviews
+
+import hf_transfer as ht
+from hf_transfer import artefact, feature_store, page  # with all that a run imports, before the forks
+
+MOST_KILLS = 3
+SECONDS_TO_END = 60
+"""In which the other processes must have noticed that one is gone."""
+
+
+def main() -> None:
+    """Make the data, the uninterrupted run and the trials."""
+    task, strategy, processes, trials, folder = sys.argv[1:]
+    base = Path(folder)
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = base / "cache"
+    artefact._prove = lambda *_: 0.0  # a fresh process, which tests of the artefact look at
+    feature_store.MEMORY_BYTES = 0  # so that stored states lie in the file
+    config = make_config(task, strategy, base)
+    rng = random.Random(f"{task} {strategy}")
+    for name in ("warm", "whole"):
+        began = time.monotonic()
+        ended = run(at(config, base / name), int(processes))
+        assert all(code == 0 for code in ended), (base / f"{name}.said0").read_text(encoding="utf-8")
+    length = time.monotonic() - began
+    expected = outcome(base / "whole")
+    assert outcome(base / "warm") == expected, "two uninterrupted runs differ"
+    record: dict[str, Any] = {"trials": 0, "kills": 0, "in_a_save": 0, "continued_from": [], "differ": [], "hung": 0}
+    while record["trials"] < int(trials):
+        trial = at(config, base / f"trial-{record['trials']}")
+        one_trial(trial, int(processes), length, rng, record)
+        difference = [name for name, value in outcome(Path(trial.output_dir)).items() if value != expected[name]]
+        record["differ"] += [(record["trials"], difference)] * bool(difference)
+        record["trials"] += 1
+    print(json.dumps(record))
+
+
+def make_config(task: str, strategy: str, base: Path) -> ht.RunConfig:
+    """A short run with a checkpoint after every second step, inside and at the end of epochs."""
+    if task == "translation":
+        source, checkpoint = write_pairs(base), make_translation_checkpoint("marian", base / "checkpoint")
+    else:
+        source = write_reviews(base, count=60)
+        checkpoint = make_checkpoint(base / "checkpoint", num_hidden_layers=3, hidden_dropout_prob=0.1)
+    adapt: dict[str, Any] = {"strategy": strategy}
+    if strategy == "freeze":
+        adapt["freeze"] = "1"
+    return ht.RunConfig(
+        task=task,
+        data=ht.DataConfig(source=str(source)),
+        model=ht.ModelConfig(checkpoint=str(checkpoint)),
+        adapt=ht.AdaptConfig(**adapt),
+        train=ht.TrainConfig(epochs=4, window_size=8, learning_rate=1e-3, checkpoint_steps=2, validation_steps=5),
+        evaluate=ht.EvaluateConfig(resamples=100, **({"beams": 1} if task == "translation" else {})),
+    )
+
+
+def write_pairs(base: Path) -> Path:
+    rows = [
+        f"{who} {what} {'very ' * (i % 4)}well\t{wer} {was} {'sehr ' * (i % 4)}gut"
+        for i in range(8)
+        for who, wer in (("she", "sie"), ("he", "er"), ("who", "wer"))
+        for what, was in (("sings", "singt"), ("reads", "liest"))
+    ]
+    folder = base / "pairs"
+    folder.mkdir()
+    (folder / "songs.tsv").write_text("source\ttarget\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def at(config: ht.RunConfig, folder: Path) -> ht.RunConfig:
+    """``config`` with another output folder."""
+    return dataclasses.replace(config, output_dir=str(folder))
+
+
+def one_trial(config: ht.RunConfig, processes: int, length: float, rng: random.Random, record: dict[str, Any]) -> None:
+    """Kill, continue, perhaps kill again, and end."""
+    folder = Path(config.output_dir)
+    resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, resume="auto"))
+    for kill in range(1 + rng.randrange(MOST_KILLS)):
+        ended = run(config if kill == 0 else resumed, processes, kill_after=rng.uniform(0.1, 1.0) * length)
+        record["hung"] += None in ended
+        if -signal.SIGKILL not in ended:
+            assert all(code == 0 for code in ended), folder.with_suffix(".said0").read_text(encoding="utf-8")
+            return  # it was over before the kill
+        record["kills"] += 1
+        record["in_a_save"] += bool(list(folder.glob("checkpoints/*.partial")))
+        if (folder / "results.json").exists():
+            return  # killed on its way out
+    ended = run(resumed, processes)
+    said = folder.with_suffix(".said0").read_text(encoding="utf-8")
+    assert all(code == 0 for code in ended), said
+    record["continued_from"] += [int(line.split()[3]) for line in said.splitlines() if "continuing after step" in line]
+
+
+def run(config: ht.RunConfig, processes: int, kill_after: float | None = None) -> list[int | None]:
+    """Run in forks, one per process; how each ended: its code, minus the signal, or None where it had to be ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = [start(config, rank, processes, port) for rank in range(processes)]
+    ended: dict[int, int] = {}
+    began = time.monotonic()
+    deadline = None
+    while len(ended) < processes and (deadline is None or time.monotonic() < deadline):
+        for pid in pids:
+            if pid not in ended:
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    ended[pid] = os.waitstatus_to_exitcode(status)
+        if kill_after is not None and deadline is None and time.monotonic() - began > kill_after:
+            if pids[0] not in ended:
+                os.kill(pids[0], signal.SIGKILL)
+            deadline = time.monotonic() + SECONDS_TO_END
+        time.sleep(0.002)
+    for pid in pids:
+        if pid not in ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return [ended.get(pid) for pid in pids]
+
+
+def start(config: ht.RunConfig, rank: int, processes: int, port: int) -> int:
+    """Fork one process of a run; what it prints goes to ``said`` in the output folder."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        if processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        said = Path(config.output_dir).with_suffix(f".said{rank}")
+        handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        page.run(config)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be equal to the bit: weights, log, history and scores."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    weights = sorted((folder / "model").glob("*.safetensors"))
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        "log": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
+        "history": [results["training"][name] for name in ("validation_steps", "validation")],
+        "selection": results["selection"],
+        "scores": [{name: score[name] for name in ("domain", "metric", "value")} for score in results["scores"]],
+    }
+
+
+if __name__ == "__main__":
+    main()
