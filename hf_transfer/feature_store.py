@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ MEMORY_BYTES = 2 << 30
 reads one vector of 384 numbers, and 12,000 of which layers read 118 of them."""
 FREE_DISK_BYTES = 1 << 30
 """What the file leaves of the disk."""
+RESERVED_AT_ONCE = 16 << 20
+"""Of the file, before rows are written to it."""
 FORMAT = "hf-transfer/features/1"
 
 
@@ -137,7 +140,7 @@ class _RowFile:
         self._checked: set[bytes] = set()
         self._map: np.memmap | None = None
         self._index: Any = None
-        self.used = 0
+        self.used = self._reserved = 0
         if (folder / "rows.jsonl").exists():
             self._reopen()
 
@@ -160,7 +163,7 @@ class _RowFile:
         return row
 
     def append(self, digest: bytes, row: Row, size: int) -> None:
-        if digest in self._places or not self._open() or self.used + size > self._limit:
+        if digest in self._places or not self._open() or not self._has_room(size):
             return
         assert self._map is not None
         flat = [tensor.contiguous().view(torch.uint8).numpy().reshape(-1) for tensor in row.values()]
@@ -189,6 +192,22 @@ class _RowFile:
             shutil.rmtree(self._folder)
             with suppress(OSError):  # other processes keep theirs beside it
                 self._folder.parent.rmdir()
+
+    def _has_room(self, size: int) -> bool:
+        """Whether ``size`` more bytes fit under the limit and on the disk, which may have filled up in the meantime: a
+        page of the mapping that finds no place on disk would kill the process (SIGBUS)."""
+        if self.used + size > self._limit:
+            return False
+        if self.used + size > self._reserved and hasattr(os, "posix_fallocate"):
+            ahead = min(max(size, RESERVED_AT_ONCE), self._limit - self.used)
+            try:
+                with (self._folder / "rows.bin").open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), self.used, ahead)
+            except OSError:
+                self._limit = self.used  # what is stored stays, what comes is computed each time
+                return False
+            self._reserved = self.used + ahead
+        return True
 
     def _open(self) -> bool:
         """Map the file, as long as the limit and the disk allow; it is sparse, and takes what is written to it."""

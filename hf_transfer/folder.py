@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from accelerate import Accelerator
 
 from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume
 from hf_transfer.config import CompareConfig, RunConfig, to_yaml
-from hf_transfer.errors import InputError
+from hf_transfer.errors import InputError, RunError
 from hf_transfer.train import RunFolder
 
 OUTPUTS = (
@@ -43,6 +46,9 @@ FREE_TO_CHANGE = {
     "source",
     "subset",
 }
+
+
+DISK_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 def check_output_dir(config: RunConfig) -> Path:
@@ -110,6 +116,27 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
         _bring_best(resume_from, folder / "checkpoints")
     accelerator.wait_for_everyone()
     return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+
+
+@contextmanager
+def disk_failures(folder: Path) -> Iterator[None]:
+    """Say in one sentence that ``folder`` cannot be written any more, and what is left to go on from.
+
+    Raises:
+        RunError: the disk is full, read-only, broken or gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FAILURES and folder.is_dir():
+            raise
+        whole, _ = find_checkpoint_to_resume(folder / "checkpoints", "auto")
+        rest = (
+            f"{whole} is complete: mend the disk and go on with --train.resume auto."
+            if whole
+            else ("No checkpoint was written (--train.checkpoint_steps): mend the disk and start again.")
+        )
+        raise RunError(f"{folder} cannot be written any more ({error}). {rest}") from error
 
 
 def feature_folder(config: RunConfig | CompareConfig) -> Path:

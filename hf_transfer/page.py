@@ -25,7 +25,7 @@ from hf_transfer.control_runs import score_controls
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.features import stored_features
 from hf_transfer.flattened import find_stacks
-from hf_transfer.folder import check_output_dir, feature_folder, open_run_folder
+from hf_transfer.folder import check_output_dir, disk_failures, feature_folder, open_run_folder
 from hf_transfer.launch import (
     check_sharding,
     leave_processes,
@@ -94,23 +94,25 @@ def run(config: RunConfig) -> RunResult:
 
     Raises:
         InputError: something given cannot be used; found before anything is written.
-        RunError: training or the proof of the artefact failed; ``results.json`` is then absent.
+        RunError: training or the proof of the artefact failed, or the disk did; ``results.json`` is then absent.
+        Preempted: a signal said that the machine will be taken; a checkpoint is on disk.
     """
     disable_progress_bars()
     check_config(config)
     output_dir = check_output_dir(config)
     text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
     store = feature_store(feature_folder(config), config.train.feature_cache_bytes)
-    with no_vocabulary_left(config), store as text.shared["features"]:
-        adapted = adapt(config, text)
-        controls, not_applicable = score_controls(config, text, adapt)
-    if adapted.results:  # on the main process
-        results = compare_with_controls(adapted.results, controls, not_applicable, config)
-        shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
-        alone = join([adapted.results, *controls], config=results["config"], notes=not_applicable, examples_shown=shown)
-        write_report(output_dir, results, alone)
-        print_results(results, output_dir=output_dir)
-        adapted = dataclasses.replace(adapted, results=results)
+    with disk_failures(output_dir):
+        with no_vocabulary_left(config), store as text.shared["features"]:
+            adapted = adapt(config, text)
+            controls, not_applicable = score_controls(config, text, adapt)
+        if adapted.results:  # on the main process
+            results = compare_with_controls(adapted.results, controls, not_applicable, config)
+            shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
+            said = {"config": results["config"], "notes": not_applicable, "examples_shown": shown}
+            write_report(output_dir, results, join([adapted.results, *controls], **said))
+            print_results(results, output_dir=output_dir)
+            adapted = dataclasses.replace(adapted, results=results)
     leave_processes()
     return adapted
 

@@ -1,6 +1,8 @@
 """The store of features: rows come back as they were put, from memory or from the file, or not at all."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,24 @@ def test_the_file_leaves_the_disk_its_room(tmp_path, monkeypatch):
     none = FeatureStore(0, tmp_path / "other", 1 << 30)
     none.put(key(0), row(0))
     assert none.get(key(0)) is None
+
+
+def test_a_disk_that_fills_up_while_rows_are_written_costs_rows_and_not_the_process(tmp_path, monkeypatch):
+    size = 6 * 8 * FLOAT_BYTES
+    asked = []
+
+    def reserve(file, offset, ahead):
+        asked.append((offset, ahead))
+        if offset:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "RESERVED_AT_ONCE", 3 * size)
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    store = FeatureStore(0, tmp_path / "features", 1 << 20)
+    for number in range(6):
+        store.put(key(number), row(number))
+    assert asked == [(0, 3 * size), (3 * size, 3 * size)], "once per stretch, and not again when the disk is full"
+    assert [same(store.get(key(number)), row(number)) for number in range(6)] == [True] * 3 + [False] * 3
 
 
 def test_memory_is_a_quarter_of_what_is_free_at_most():

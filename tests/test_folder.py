@@ -1,7 +1,9 @@
 """The output folder: whether a run may use it, and what a run clears away."""
 
+import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,8 +12,8 @@ import torch
 
 from hf_transfer.checkpoint import save_checkpoint
 from hf_transfer.config import AdaptConfig, DataConfig, RunConfig, TrainConfig, to_yaml
-from hf_transfer.errors import InputError
-from hf_transfer.folder import check_output_dir, open_run_folder
+from hf_transfer.errors import InputError, RunError
+from hf_transfer.folder import check_output_dir, disk_failures, open_run_folder
 from hf_transfer.records import RunState
 
 ALONE = SimpleNamespace(
@@ -191,3 +193,33 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_note(tmp_path):
     assert opened.done_steps == 3
     assert len(notes) == 1
     assert "step-6 passed over" in notes[0]
+
+
+# --- when the disk fails under a run
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_fails_is_told_with_the_folder_and_the_checkpoint_to_go_on_from(tmp_path, number):
+    save_step(tmp_path, {"seed": 0})
+    save_step(tmp_path, {"seed": 0}, step=10)
+    (tmp_path / "checkpoints" / "step-10" / "state.json").write_text("{", encoding="utf-8")  # not whole
+    with pytest.raises(RunError) as caught, disk_failures(tmp_path):
+        raise OSError(number, os.strerror(number), str(tmp_path / "log.jsonl"))
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path} cannot be written any more ([Errno {number}] {os.strerror(number)}")
+    assert (
+        f"{tmp_path / 'checkpoints' / 'step-3'} is complete: mend the disk and go on with --train.resume auto." in said
+    )
+
+
+def test_a_folder_that_vanished_is_told(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(RunError, match="No checkpoint was written"), disk_failures(folder):
+        shutil.rmtree(folder)
+        (folder / "report.md").write_text("text", encoding="utf-8")
+
+
+def test_other_errors_keep_their_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError), disk_failures(tmp_path):
+        (tmp_path / "absent").read_text(encoding="utf-8")

@@ -152,8 +152,12 @@ def shown_text(text: str, config: Mapping[str, Any]) -> str:
 
 
 def describe_training(log: Path, history: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Loss and validation by step, for curves; the loss as means over at most ``CURVE_POINTS`` stretches of the log."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    """Loss and validation by step, for curves; the loss as means over at most ``CURVE_POINTS`` stretches of the log.
+
+    No loss where the log is gone, because somebody emptied the folder under the run.
+    """
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    records = [json.loads(line) for line in text.splitlines()]
     stretch = max(1, math.ceil(len(records) / CURVE_POINTS))
     steps, losses = [], []
     for start in range(0, len(records), stretch):
