@@ -147,8 +147,7 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
 
 def load_state(path: Path) -> RunState:
     """The ``RunState`` of a checkpoint."""
-    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["state"]
-    return RunState(**(saved | {"history": tuple(saved["history"])}))
+    return _read_state(json.loads((path / "state.json").read_text(encoding="utf-8")))
 
 
 def load_checkpoint(
@@ -229,6 +228,26 @@ def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mappin
         raise RunError(f"checkpoint {target} could not be written ({error}): the previous one is untouched.") from error
 
 
+def _read_state(record: Mapping[str, Any]) -> RunState:
+    """The state in what state.json holds.
+
+    Raises:
+        ValueError, TypeError, AttributeError, LookupError: it is not what ``save_checkpoint`` writes.
+    """
+    saved = record["state"]
+    state = RunState(**(saved | {"history": tuple(saved["history"])}))
+    for field in dataclasses.fields(RunState):
+        value, usual = getattr(state, field.name), field.default
+        kinds = (int, float) if isinstance(usual, float) else type(usual)
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
+            raise ValueError(f"{field.name} is {value!r}")
+    if state.step < 0 or not all(isinstance(item["step"], int) and "value" in item for item in state.history):
+        raise ValueError(f"step {state.step}, validated at {state.history!r}")
+    if not isinstance(record["identity"], dict):
+        raise ValueError(f"identity is {record['identity']!r}")
+    return state
+
+
 def _damage(path: Path) -> str:
     """What is wrong with a checkpoint folder; "" if it is complete."""
     if not (path / "manifest.json").is_file():
@@ -241,10 +260,15 @@ def _damage(path: Path) -> str:
                 return f"{name} is missing or changed"
         if "parameters.safetensors" not in manifest or "state.json" not in manifest:
             return "its manifest does not list parameters.safetensors and state.json"
-        if "state" not in json.loads((path / "state.json").read_text(encoding="utf-8")):
-            return "it holds parameters only, without the state of training"
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         return f"its manifest is unreadable ({error})"
+    try:
+        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if "state" not in record:
+            return "it holds parameters only, without the state of training"
+        _read_state(record)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        return f"its state is unreadable ({error})"
     return ""
 
 

@@ -48,14 +48,20 @@ def rebuild_report(folders: Sequence[str | Path], output_dir: str | Path | None 
             )
     output_dir = paths[0] if output_dir is None else Path(output_dir)
     _check_place(output_dir, paths)
-    joined = _alone(paths[0]) if len(paths) == 1 and not _runs_inside(paths[0]) else None
-    if joined is None:
-        joined = _join(paths)
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        joined = _alone(paths[0]) if len(paths) == 1 and not _runs_inside(paths[0]) else None
+        if joined is None:
+            joined = _join(paths)
+        write_comparison(output_dir, joined)
     except OSError as error:
-        raise InputError(f"--output_dir {output_dir} cannot be made ({error.strerror}): choose another path.") from None
-    write_comparison(output_dir, joined)
+        raise InputError(f"--output_dir {output_dir} cannot be written ({error}): choose another path.") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # the top of a results.json is checked when it is read; what was edited further down is found here
+        given = ", ".join(map(str, paths))
+        raise InputError(
+            f"{given}: no report can be made of what its results.json holds ({type(error).__name__}: {error}): repeat "
+            "the run, or give a file that nobody edited."
+        ) from error
     return joined, output_dir
 
 
