@@ -346,4 +346,6 @@ def test_a_place_that_cannot_be_written_is_refused(compared, tmp_path):
     folder, _ = compared
     (tmp_path / "file").write_text("")
     refused(tmp_path, "file is a file, not a folder: choose another path", [folder], tmp_path / "file")
-    refused(tmp_path, r"file/below cannot be written \(.*\): choose another path", [folder], tmp_path / "file" / "below")
+    refused(
+        tmp_path, r"file/below cannot be written \(.*\): choose another path", [folder], tmp_path / "file" / "below"
+    )
