@@ -208,6 +208,13 @@ def test_the_command_pushes(hub, run):
     assert hub.repositories["me/model"].private
 
 
+def test_the_result_of_a_run_pushes_itself(hub, run):
+    from hf_transfer.page import RunResult
+
+    RunResult({}, None, None, run).push_to_hub("me/model", private=True, revision="v2")
+    assert set(remote(hub, revision="v2")) == SENT and hub.repositories["me/model"].private
+
+
 def test_hashes_are_those_of_hashlib_and_git(run):
     files = {file.path: file for file in pack(run, "me/model").files}
     weights = MODEL["model.safetensors"]
@@ -483,8 +490,9 @@ def test_settings_that_do_not_go_together_are_refused(settings, words):
 
 
 def test_a_run_is_refused_before_training_without_network_or_token(monkeypatch, tmp_path):
-    import hf_transfer as ht
     from huggingface_hub import constants
+
+    import hf_transfer as ht
 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -526,9 +534,8 @@ def test_folders_that_are_no_finished_run_are_refused(hub, run, tmp_path, what):
         (run / "results.json").write_text(json.dumps(results))
     if what == "comparison":
         words[what] = "is a comparison"
-        from comparison_example import example_results
-
-        write_json(run / "results.json", example_results())
+        example = Path(__file__).parents[1] / "benchmarks/results/compare_books_dvd/results.json"
+        (run / "results.json").write_bytes(example.read_bytes())
     with pytest.raises(InputError, match=words[what]):
         push(folder, "me/model")
     assert not hub.seen
