@@ -164,8 +164,8 @@ def load_pretrained(
         raise InputError(_not_opened(checkpoint.id, checkpoint.is_local, error)) from None
     _check_vocabulary(checkpoint.id, opened, tokenizer)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
-    digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, getattr(config, "_commit_hash", None))
-    revision = getattr(config, "_commit_hash", None) or ""
+    revision = _commit(checkpoint, model.revision)
+    digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, revision or None)
     licence = {} if checkpoint.random_weights else _licence(checkpoint, revision)
     return Pretrained(opened, tokenizer, model.checkpoint, revision, digest, tuple(sorted(new)), kept, licence)
 
@@ -328,6 +328,19 @@ def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
             f"--model.checkpoint {name}: the tokenizer has {len(tokenizer)} tokens but the embedding only {rows} rows. "
             "The two do not belong together: give a checkpoint saved with its own tokenizer."
         )
+
+
+def _commit(checkpoint: Checkpoint, revision: str | None) -> str:
+    """Commit of a Hub checkpoint that has been opened, by the folder of its config in the cache; "" for local files.
+
+    Configs of transformers 5.23 do not remember it.
+    """
+    if checkpoint.is_local:
+        return ""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(checkpoint.location, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else ""
 
 
 def _sha256_of_weights(checkpoint: Checkpoint, commit: str | None) -> str:
