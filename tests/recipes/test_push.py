@@ -118,8 +118,8 @@ def test_an_adapter_of_a_hub_model_and_its_merged_form_are_opened_from_the_hub(t
         run_and_push(hub, tmp_path / "a", folder, *words)
         stock, merged, own = blocks_of_card(hub, tmp_path)
         assert commit in stock
-        assert_same(logits_of(hub, tmp_path / "b", stock), folder)
-        assert_same(logits_of(hub, tmp_path / "b", merged), folder)
+        assert_same(logits_of(hub, tmp_path / "b", stock), folder / "merged")
+        assert_same(logits_of(hub, tmp_path / "b", merged), folder / "merged")
         assert re.search("good|bad", in_fresh_process(hub, tmp_path / "b", own))
         head = hub.repositories["me/model"].files()["README.md"].content.decode().split("---\n")[1]
         assert "base_model: org/tiny-bert" in head and "base_model_relation: adapter" in head
