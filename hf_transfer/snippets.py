@@ -63,14 +63,17 @@ def stock_code(metadata: Metadata, is_adapter: bool) -> str:
 
 
 def merged_code(metadata: Metadata) -> str:
-    """Open the full model that a LoRA update was folded into, in the sub-folder ``merged`` of the artefact."""
+    """Open the full model that a LoRA update was folded into, in the sub-folder ``merged`` of the artefact.
+
+    By its path on disk: asked for a sub-folder of a repository, transformers finds the adapter at its root first.
+    """
     kind = "AutoModelForSeq2SeqLM" if metadata["task"] == "translation" else "AutoModelForSequenceClassification"
     return "\n".join(
         [
             f"from transformers import {kind}, AutoTokenizer",
             "",
-            'tokenizer = AutoTokenizer.from_pretrained("PATH", subfolder="merged")',
-            f'model = {kind}.from_pretrained("PATH", subfolder="merged")',
+            'tokenizer = AutoTokenizer.from_pretrained("PATH/merged")',
+            f'model = {kind}.from_pretrained("PATH/merged")',
         ]
     )
 

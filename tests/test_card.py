@@ -283,7 +283,7 @@ def test_the_lines_that_open_it_name_the_repository():
 
 def test_merged_models_have_their_lines():
     results = with_artefact(make_results(), "adapter", ("merged",))
-    assert 'from_pretrained("me/model", subfolder="merged")' in make_card(results, "me/model")
+    assert 'from_pretrained(f"{folder}/merged")' in make_card(results, "me/model")
 
 
 def test_every_block_of_python_parses():

@@ -93,18 +93,17 @@ def _base_name(results: Results) -> str:
 
 def _use(results: Results, repo_id: str, revision: str | None) -> str:
     metadata, is_adapter = results["artefact"]["metadata"], results["artefact"]["kind"] == "adapter"
-    blocks = [stock_code(metadata, is_adapter)]
-    if "merged" in results["artefact"].get("also", ()):
-        blocks.append(merged_code(metadata))
     needs_folder = revision is not None or "layer_probe" in metadata
-    shown = [_placed(code, repo_id, revision, needs_folder) for code in blocks]
-    shown.append(_placed(own_code(metadata), repo_id, revision, True))
-    parts = [f"```python\n{code}\n```" for code in shown]
-    if len(parts) == 3:
-        parts.insert(1, "The same as a full model, without PEFT:")
+    parts = ["## Use", _block(stock_code(metadata, is_adapter), repo_id, revision, needs_folder)]
+    if "merged" in results["artefact"].get("also", ()):
+        parts += ["The same as a full model, without PEFT:", _block(merged_code(metadata), repo_id, revision, True)]
     more = "splits long texts at sentence ends" if results["task"] == "translation" else "cuts texts as in training"
-    parts.insert(-1, f"With hf-transfer-learning, which also {more}:")
-    return "\n\n".join(["## Use", *parts])
+    parts += [f"With hf-transfer-learning, which also {more}:", _block(own_code(metadata), repo_id, revision, True)]
+    return "\n\n".join(parts)
+
+
+def _block(code: str, repo_id: str, revision: str | None, needs_folder: bool) -> str:
+    return f"```python\n{_placed(code, repo_id, revision, needs_folder)}\n```"
 
 
 def _placed(code: str, repo_id: str, revision: str | None, needs_folder: bool) -> str:
