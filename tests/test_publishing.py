@@ -323,6 +323,25 @@ def test_a_commit_of_somebody_else_in_between_is_kept(hub, run):
     assert len(commits(hub)) == 3
 
 
+def test_a_commit_is_refused_that_would_mix_with_somebody_elses(hub, run):
+    """They change a file after it was found equal: no state of the branch has theirs beside what is new of ours."""
+    from hub_server import Stored
+
+    push(run, "me/model")
+    (run / "model" / "tokenizer_config.json").write_bytes(b'{"x": 1}')
+    repository = hub.repositories["me/model"]
+
+    def interfere(_, method, path):
+        if "/commit/" in path and len(repository.states) == 2:
+            repository.move("main", repository.files() | {"config.json": Stored(b"theirs", False)})
+
+    hub.fault = interfere
+    assert set(push(run, "me/model").changed) == {"tokenizer_config.json", "config.json"}
+    states = [repository.commits[commit] for commit in commits(hub)]
+    mixed = [files for files in states[1:] if files["config.json"].content == b"theirs"]
+    assert [files["tokenizer_config.json"].content for files in mixed] == [b"{}"]
+
+
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_a_refusal_is_not_repeated(hub, run, status):
     hub.add("me/model", {})
