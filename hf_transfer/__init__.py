@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_transfer.page import RunResult, run
     from hf_transfer.planning import plan
     from hf_transfer.pretrained import find_checkpoint, load_pretrained
+    from hf_transfer.publishing import push
     from hf_transfer.rebuild import rebuild_report
     from hf_transfer.sources import load_source
     from hf_transfer.splits import split_by_domain
@@ -45,6 +46,7 @@ _HOMES = {
     "BudgetConfig": "config",
     "ReportConfig": "config",
     "load": "loading",
+    "push": "publishing",
     "LoadedModel": "loading",
     "RunConfig": "config",
     "DataConfig": "config",
@@ -75,6 +77,7 @@ __all__ = [
     "BudgetConfig",
     "ReportConfig",
     "load",
+    "push",
     "LoadedModel",
     "RunConfig",
     "DataConfig",

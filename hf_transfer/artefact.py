@@ -27,9 +27,10 @@ from hf_transfer.adapt.lora import save_adapter
 from hf_transfer.ctranslate2_engine import export_ctranslate2
 from hf_transfer.errors import RunError
 from hf_transfer.languages import find_convention, source_heads
-from hf_transfer.layers import HEAD_NAME, WAYS, LayerProbe, cut_values
+from hf_transfer.layers import LayerProbe, cut_values
 from hf_transfer.loading import EXPORT_NAME, METADATA_NAME, METADATA_SCHEMA, LoadedModel, load
 from hf_transfer.records import Artefact, LabelSpace, Pretrained
+from hf_transfer.snippets import loading_notes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,7 +132,7 @@ def save_artefact(
         also = (EXPORT_NAME,)
     adapted.model.to(device)
     size = sum(path.stat().st_size for path in (output_dir / "model").rglob("*") if path.is_file())
-    return Artefact(kind, "model", True, max(differences), size, also)
+    return Artefact(kind, "model", True, max(differences), size, also, metadata)
 
 
 def write_model(
@@ -167,112 +168,6 @@ def _from_anywhere(checkpoint_id: str) -> str:
     """A folder's full path, so that an adapter finds its base from any working directory; anything else as it is."""
     folder = Path(checkpoint_id).expanduser()
     return str(folder.resolve()) if folder.is_dir() else checkpoint_id
-
-
-def loading_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
-    """README.md of an artefact: how to open it, with the exact arguments."""
-    if metadata["task"] == "translation":
-        return _translation_notes(metadata, is_adapter)
-    if "layer_probe" in metadata:
-        return _probe_notes(metadata)
-    names = metadata["label_names"] or ["value"]
-    ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").predict(["some text"]).labels)'
-    if not is_adapter:
-        stock = (
-            "from transformers import pipeline\n\n"
-            'classify = pipeline("text-classification", "PATH")\nprint(classify("some text"))'
-        )
-    else:
-        base = metadata["base_checkpoint"]
-        location = f'"{base}"'
-        lines = ["from peft import PeftModel", "from transformers import AutoModelForSequenceClassification"]
-        if base.startswith("package:"):
-            module, _, inside = base.removeprefix("package:").partition("/")
-            lines.insert(0, "from importlib.resources import files\n")
-            location = f'str(files("{module}") / "{inside}")'
-        lines += [
-            "",
-            f"names = {json.dumps(names, ensure_ascii=False)}",
-            "base = AutoModelForSequenceClassification.from_pretrained(",
-            f"    {location}, num_labels={len(names)},",
-            *([f'    revision="{metadata["base_revision"]}",'] if metadata["base_revision"] else []),
-            *(f"    {name}={value!r}," for name, value in metadata.get("base_layers", {}).items()),
-            "    id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},",
-            ")",
-            'model = PeftModel.from_pretrained(base, "PATH")',
-        ]
-        stock = "\n".join(lines)
-    kind = "LoRA adapter" if is_adapter else "Model"
-    return (
-        f"# {kind} for text {metadata['task']}\n\n"
-        f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder.\n\n"
-        f"```python\n{ours}\n```\n\nWithout that package:\n\n```python\n{stock}\n```\n"
-    )
-
-
-def _probe_notes(metadata: dict[str, Any]) -> str:
-    """``loading_notes`` of a probe on chosen layers."""
-    probe = metadata["layer_probe"]
-    lines = [
-        "import torch",
-        "from safetensors.torch import load_file",
-        "from transformers import AutoModel, AutoTokenizer",
-        "",
-        'tokenizer, body = AutoTokenizer.from_pretrained("PATH"), AutoModel.from_pretrained("PATH").eval()',
-        f'head = load_file("PATH/{HEAD_NAME}")',
-        'inputs = tokenizer(["some text"], return_tensors="pt", padding=True, padding_side="right")',
-        'real = inputs["attention_mask"][:, :, None]',
-        "with torch.no_grad():",
-    ]
-    if probe["layers"] in (*WAYS, "0"):
-        lines.append("    *states, last = body(**inputs, output_hidden_states=True).hidden_states")
-        if probe["final_norm"]:  # the last of hidden_states has gone through it already
-            lines.append(f'    states = [body.get_submodule("{probe["final_norm"]}")(state) for state in states]')
-        lines.append("    pooled = [(state * real).sum(1) / real.sum(1) for state in (*states, last)]")
-        joined = {"mean": "torch.stack(pooled).mean(0)", "all": "torch.cat(pooled, dim=-1)", "0": "pooled[0]"}
-        lines.append(f"    features = {joined[probe['layers']]}")
-    else:
-        lines += [
-            "    states = body(**inputs).last_hidden_state",
-            "    features = (states * real).sum(1) / real.sum(1)",
-        ]
-    lines.append('print(features @ head["weight"].T + head["bias"])')
-    if metadata["label_names"]:
-        lines.append(f"# logits of {json.dumps(metadata['label_names'], ensure_ascii=False)}")
-    ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").predict(["some text"]).labels)'
-    reads = {"mean": "the mean of all layers", "all": "all layers side by side"}
-    return (
-        f"# Linear probe on {reads.get(probe['layers'], 'layer ' + probe['layers'])}\n\n"
-        f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder: a plain "
-        f"checkpoint of the body, and a linear head on its mean-pooled states.\n\n"
-        f"```python\n{ours}\n```\n\nWithout that package:\n\n```python\n{chr(10).join(lines)}\n```\n"
-    )
-
-
-def _translation_notes(metadata: dict[str, Any], is_adapter: bool) -> str:
-    """``loading_notes`` of a model that translates."""
-    ours = 'import hf_transfer as ht\n\nprint(ht.load("PATH").translate(["some text"]))'
-    opened = 'model = AutoModelForSeq2SeqLM.from_pretrained("PATH")'
-    lines = ["from transformers import AutoModelForSeq2SeqLM, AutoTokenizer", ""]
-    if is_adapter:
-        lines = ["from peft import PeftModel", *lines]
-        opened = (
-            f'base = AutoModelForSeq2SeqLM.from_pretrained("{metadata["base_checkpoint"]}")\n'
-            'model = PeftModel.from_pretrained(base, "PATH")'
-        )
-    text = json.dumps(f"{metadata['source_head']}some text", ensure_ascii=False)
-    lines += [
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
-        opened,
-        f'inputs = tokenizer([{text}], return_tensors="pt", padding=True)',
-        "print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))",
-    ]
-    languages = " to ".join(language for language in (metadata["source_lang"], metadata["target_lang"]) if language)
-    return (
-        f"# {'LoRA adapter' if is_adapter else 'Model'} for translation{': ' + languages if languages else ''}\n\n"
-        f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder.\n\n"
-        f"```python\n{ours}\n```\n\nWithout that package:\n\n```python\n{chr(10).join(lines)}\n```\n"
-    )
 
 
 def _prove_translations(

@@ -1,4 +1,5 @@
-"""Floor 6: the command line: `hf-transfer run`, `plan`, `compare`, `report`, `predict`, `translate` and `vocabulary`.
+"""Floor 6: the command line: `hf-transfer run`, `plan`, `compare`, `report`, `predict`, `translate`, `push` and
+`vocabulary`.
 
 Nothing heavy is imported before a command line has been read and found right.
 """
@@ -35,6 +36,7 @@ commands:
   report      the report again, from the results.json of one comparison or of several runs
   predict     labels and probabilities for the texts of a file; `hf-transfer predict --help`
   translate   a file or standard input, line by line, with a saved model; `hf-transfer translate --help`
+  push        the model of a finished run, its card and its numbers to the Hugging Face Hub; `hf-transfer push --help`
   vocabulary  a SentencePiece vocabulary and a Marian architecture for training from scratch
 
   --version, --help
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "report": _report,
         "predict": _predict,
         "translate": _translate,
+        "push": _push,
         "vocabulary": _vocabulary,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -147,6 +150,27 @@ def _translate(words: Sequence[str]) -> None:
     from hf_transfer import translate_file
 
     translate_file.main(words)
+
+
+def _push(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="hf-transfer push",
+        allow_abbrev=False,
+        description="Send a finished run to the Hugging Face Hub in one commit: model or adapter, tokenizer, model "
+        "card, results.json, config.yaml, the table of scores and its picture. They are listed first; no data, no "
+        "checkpoints and no log go along.",
+        epilog="The token is that of `hf auth login` or HF_TOKEN. Repeated, it sends what differs; where nothing does, "
+        "it makes no commit.",
+    )
+    parser.add_argument("folder", help="output folder of a finished run")
+    parser.add_argument("--repo_id", required=True, help="me/model; made where it is missing")
+    parser.add_argument("--private", action="store_true", help="make a new repository private; refuse a public one")
+    parser.add_argument("--revision", help="branch, made where it is missing (default: main)")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of changing main")
+    given = parser.parse_args(list(words))
+    from hf_transfer.publishing import push
+
+    push(given.folder, given.repo_id, given.private, given.revision, given.create_pr)
 
 
 def _vocabulary(words: Sequence[str]) -> None:

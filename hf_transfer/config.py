@@ -502,9 +502,43 @@ class PublishConfig:
     export: Literal["adapter", "merged", "ctranslate2"] | None = None
     """For lora: `merged` also writes a full model with the update folded in, `adapter` (the default) does not; for translation `ctranslate2` writes a folder for that fast engine."""
 
+    repo_id: str | None = None
+    """Hub repository (`me/model`) that the model, its card and its numbers are pushed to when the run is done; by default nothing is sent anywhere."""
+    private: bool = False
+    """Make that repository private where it does not exist yet; one that is public is then refused."""
+    revision: str | None = None
+    """Branch to push to, made where it is missing; by default main."""
+    create_pr: bool = False
+    """Open a pull request instead of changing the branch."""
+
     def problems(self) -> list[str]:
-        """Everything about this section that cannot work."""
-        return []
+        """Everything about this section that cannot work, whatever the machine."""
+        if self.repo_id is None:
+            given = [name for name in ("private", "revision", "create_pr") if getattr(self, name)]
+            return [
+                f"--publish.{name} does nothing without --publish.repo_id: give both, or neither." for name in given
+            ]
+        found = _repo_problems(self.repo_id)
+        if self.create_pr and self.revision not in (None, "main"):
+            found.append(
+                f"--publish.create_pr goes to main, and --publish.revision names {self.revision}: leave one of the two out."
+            )
+        if self.revision is not None and not _BRANCH.fullmatch(self.revision):
+            found.append(f"--publish.revision {self.revision!r} is no name of a branch: try one like v2.")
+        return found
+
+
+def _repo_problems(repo_id: str) -> list[str]:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        return [f"--publish.repo_id {repo_id!r} cannot be a repository: give one like me/model. {error}"]
+    return []
+
+
+_BRANCH = re.compile(r"(?!.*(\.\.|//|\.lock$|/$))(?!refs/)\w[\w./-]*")
 
 
 @dataclass(frozen=True)
@@ -605,6 +639,11 @@ class RunConfig:
             found.append(
                 "--publish.export ctranslate2 cannot hold the datastore of --adapt.strategy knn: leave it out."
             )
+        if self.publish.repo_id is not None and self.adapt.strategy == "knn":
+            found.append(
+                "--publish.repo_id cannot take the datastore of --adapt.strategy knn, which holds the translations that "
+                "it was built from: leave it out."
+            )
         if len(self.data.target_examples) > 1:
             sizes = ",".join(map(str, self.data.target_examples))
             found.append(
@@ -661,6 +700,11 @@ class CompareConfig(RunConfig):
     def problems_of_one_run(self) -> list[str]:
         """Everything about the comparison that cannot work."""
         found = self.budget.problems()
+        if self.publish.repo_id is not None:
+            found.append(
+                "--publish.repo_id is for a single run: compare first, then hf-transfer push the folder of the run that "
+                "you choose."
+            )
         found += _not_among("strategies", self.strategies, STRATEGIES_OF[self.task], self.task)
         found += _not_among("controls", self.controls, CONTROLS_OF[self.task], self.task)
         found += _repeated("strategies", self.strategies) + _repeated("controls", self.controls)

@@ -40,6 +40,7 @@ from hf_transfer.layer_runs import body_key
 from hf_transfer.metrics import METRICS, score
 from hf_transfer.predict import predict, scored_padding
 from hf_transfer.preparing import prepare
+from hf_transfer.publishing import Published, check_publishing, push
 from hf_transfer.records import (
     Artefact,
     DomainSplits,
@@ -86,6 +87,12 @@ class RunResult:
     """Of the examples of all test domains."""
     output_dir: Path
 
+    def push_to_hub(
+        self, repo_id: str, private: bool = False, revision: str | None = None, create_pr: bool = False
+    ) -> Published:
+        """Send the model, its card and its numbers to a Hub repository; see ``publishing.push``."""
+        return push(self.output_dir, repo_id, private, revision, create_pr)
+
 
 def run(config: RunConfig) -> RunResult:
     """Adapt a checkpoint to text, score it in and outside its training domains, save it, prove it and report.
@@ -94,11 +101,12 @@ def run(config: RunConfig) -> RunResult:
 
     Raises:
         InputError: something given cannot be used; found before anything is written.
-        RunError: training or the proof of the artefact failed, or the disk did; ``results.json`` is then absent.
+        RunError: training or the proof of the artefact failed, or the disk did; ``results.json`` is then absent. Or the
+            run is finished and saved and could not be pushed to the Hub (``publish.repo_id``).
         Preempted: a signal said that the machine will be taken; a checkpoint is on disk.
     """
     disable_progress_bars()
-    check_config(config)
+    check_publishing(check_config(config))
     output_dir = check_output_dir(config)
     text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
     store = feature_store(feature_folder(config), config.train.feature_cache_bytes)
@@ -114,6 +122,9 @@ def run(config: RunConfig) -> RunResult:
             print_results(results, output_dir=output_dir)
             adapted = dataclasses.replace(adapted, results=results)
     leave_processes()
+    if adapted.results and config.publish.repo_id is not None:
+        publish = config.publish
+        adapted.push_to_hub(str(publish.repo_id), publish.private, publish.revision, publish.create_pr)
     return adapted
 
 

@@ -164,9 +164,10 @@ def load_pretrained(
         raise InputError(_not_opened(checkpoint.id, checkpoint.is_local, error)) from None
     _check_vocabulary(checkpoint.id, opened, tokenizer)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
-    digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, getattr(config, "_commit_hash", None))
-    revision = getattr(config, "_commit_hash", None) or ""
-    return Pretrained(opened, tokenizer, model.checkpoint, revision, digest, tuple(sorted(new)), kept)
+    revision = _commit(checkpoint, model.revision)
+    digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, revision or None)
+    licence = {} if checkpoint.random_weights else _licence(checkpoint, revision)
+    return Pretrained(opened, tokenizer, model.checkpoint, revision, digest, tuple(sorted(new)), kept, licence)
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
@@ -329,6 +330,19 @@ def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
         )
 
 
+def _commit(checkpoint: Checkpoint, revision: str | None) -> str:
+    """Commit of a Hub checkpoint that has been opened, by the folder of its config in the cache; "" for local files.
+
+    Configs of transformers 5.23 do not remember it.
+    """
+    if checkpoint.is_local:
+        return ""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(checkpoint.location, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else ""
+
+
 def _sha256_of_weights(checkpoint: Checkpoint, commit: str | None) -> str:
     """sha256 over the safetensors files in name order; one file gives that file's own sha256."""
     if checkpoint.is_local:
@@ -339,6 +353,23 @@ def _sha256_of_weights(checkpoint: Checkpoint, commit: str | None) -> str:
         folder = Path(snapshot_download(checkpoint.location, revision=commit, local_files_only=True))
     digests = [_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _licence(checkpoint: Checkpoint, commit: str) -> dict[str, str]:
+    """What the card of a checkpoint says of its licence, if that card lies on this machine; nothing is fetched."""
+    import yaml
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.repocard import metadata_load
+
+    card: object = Path(checkpoint.location, "README.md")
+    if not checkpoint.is_local:
+        card = try_to_load_from_cache(checkpoint.location, "README.md", revision=commit or None)
+    try:
+        found = metadata_load(card) if isinstance(card, (str, Path)) else None
+    except (OSError, ValueError, yaml.YAMLError):  # somebody else's file, and no reason to stop
+        return {}
+    wanted = ("license", "license_name", "license_link")
+    return {name: value for name in wanted if isinstance(value := (found or {}).get(name), str)}
 
 
 def _sha256(path: Path) -> str:

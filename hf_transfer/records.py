@@ -35,6 +35,8 @@ class DomainTable:
     """Train domains of a source that comes with a recommendation (bundled data); () where it has none."""
     notes: tuple[str, ...] = ()
     """Sentences about what was dropped or changed while reading, for the log and the report."""
+    hub_id: str = ""
+    """The data set's id, where it came from the Hub."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Pretrained:
     """Names of parameters that the checkpoint did not hold, as transformers' loading info lists them."""
     layers: int | None = None
     """How many of the checkpoint's layers were kept (``model.layers``); None for all."""
+    licence: dict[str, str] = field(default_factory=dict)
+    """``license``, ``license_name`` and ``license_link`` of the checkpoint's own card; {} where none lies beside it."""
 
 
 @dataclass(frozen=True)
@@ -312,3 +316,5 @@ class Artefact:
     bytes: int
     also: tuple[str, ...] = field(default=())
     """Further exported folders, relative to the output folder, proved in the same way."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """The contents of its ``hf_transfer.json``: what opening it takes."""

@@ -90,7 +90,7 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     assert shown.out == ""
     assert (
         shown.err == "hf-transfer: 1 problem\n  - there is no command 'train': use run, plan, "
-        "compare, report, predict, translate, vocabulary.\n"
+        "compare, report, predict, translate, push, vocabulary.\n"
     )
 
 

@@ -67,12 +67,15 @@ FLOORS = {
     "loading": 4,
     "shift": 4,
     "folder": 4,
+    "snippets": 4.1,
     "report/": 4.2,
     "layer_runs": 4.25,
     "translation_run": 4.3,
     "control_runs": 4.5,
     "domain_distances": 4.5,
     "artefact": 4.5,
+    "parcel": 4.6,
+    "publishing": 4.7,
     "comparison": 4.5,
     "preparing": 4.5,
     "page": 5,
@@ -122,7 +125,7 @@ DOORS = {
     },
     "ctranslate2": {"ctranslate2_engine"},
     "evaluate": {"metrics"},
-    "huggingface_hub": {"pretrained"},
+    "huggingface_hub": {"config", "parcel", "pretrained", "publishing", "report/card_metadata"},
     "jinja2": {"report/html"},
     "jsonargparse": {"command_line"},
     "matplotlib": {"report/plots"},
@@ -153,7 +156,7 @@ DOORS = {
         "loading",
         "pretrained",
     },
-    "yaml": {"command_line", "compare_runs", "config", "rebuild", "report/markdown", "report/tables"},
+    "yaml": {"command_line", "compare_runs", "config", "pretrained", "rebuild", "report/markdown", "report/tables"},
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 SAY_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc"}

@@ -329,7 +329,7 @@ def test_a_hub_dataset_gives_its_pairs_and_known_splits(monkeypatch):
     assert asked == {"names": ("owner/books", "de-en"), "revision": None}
     assert pairs_of(table) == [*PAIRS, PAIRS[0]]
     assert column(table, "place") == ["train:1", "train:2", "train:3", "test:1"]
-    assert set(column(table, "domain")) == {"books"} and table.name == "owner/books"
+    assert set(column(table, "domain")) == {"books"} and table.name == table.hub_id == "owner/books"
     assert table.notes == ("splits of owner/books that are not read: other.",)
     message = refused("owner/books", source_lang="en", target_lang="fr")
     assert "train: column 'translation' holds de, en, not fr" in message

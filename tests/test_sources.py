@@ -520,6 +520,7 @@ def test_a_hub_dataset_gives_class_names_and_known_splits(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     table = load("owner/reviews", subset="en", revision="abc")
+    assert table.hub_id == "owner/reviews"
     assert asked == {"names": ("owner/reviews", "en"), "revision": "abc"}
     assert column(table, "place") == ["train:1", "train:2", "validation_matched:1", "test:1"]
     assert column(table, "label") == ["neg", "pos", None, "pos"]

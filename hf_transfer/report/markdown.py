@@ -49,7 +49,7 @@ _RULES = {
     "nothing is chosen": "nothing is trained",
 }
 _PROBLEMS = {"single_label": "one class per example", "multi_label": "any number of classes per example"}
-_ROLES = {"in_domain": "in-domain", "shifted": "shifted"}
+ROLES = {"in_domain": "in-domain", "shifted": "shifted"}
 # A number with its unit or interval needs no escape: inside a cell a leading sign starts no list.
 _PLAIN_NUMBER = re.compile(r"[-+]?[0-9][0-9A-Za-z.,%() -]*")
 _SHOWN_LABELS = 30  # beyond that a list of labels is longer than the report around it
@@ -99,7 +99,9 @@ def headline(results: Results) -> str:
     is_translation = results["labels"]["problem"] == "translation"
     strategy, name = results["strategy"]["name"], escape(metric_words(metric))
     how = _STRATEGIES.get(strategy, f"The strategy {escape(strategy)} on")
-    start = f"{how} {escape(results['checkpoint']['id'])} on {_domains(results['data']['train_domains'])} reaches"
+    start = (
+        f"{how} {escape(results['checkpoint']['id'])} on {domains_in_words(results['data']['train_domains'])} reaches"
+    )
     in_domain, shifted = (format_value(metric, shift[key]) for key in ("in_domain_mean", "shifted_mean"))
     at_home = f"{in_domain} {name} {_where(own, 'in its own domains (mean of {})')}"
     if own and others:
@@ -191,7 +193,7 @@ def _scores(results: Results) -> str:
         cells = [
             [
                 escape(row.domain),
-                _ROLES.get(row.role, escape(row.role)),
+                ROLES.get(row.role, escape(row.role)),
                 escape(row.split),
                 f"{row.count:,}",
                 *(format_score(row.scores[metric]) if metric in row.scores else "" for metric in metrics),
@@ -199,7 +201,7 @@ def _scores(results: Results) -> str:
             for row in rows
         ]
         title = "Adapted model" if stage == "adapted" else f"Control: {escape(stage)}"
-        blocks.append(f"### {title}\n\n{_table(header, cells, right_from=3)}")
+        blocks.append(f"### {title}\n\n{github_table(header, cells, right_from=3)}")
     shift = results["shift"]
     values = (format_value(shift["metric"], shift[key]) for key in ("in_domain_mean", "shifted_mean"))
     means = "| Mean in-domain | Mean shifted | Gap |\n| ---: | ---: | ---: |\n" + (
@@ -233,7 +235,7 @@ def _comparisons(results: Results) -> str:
         ]
         for item in results["comparisons"]
     ]
-    return f"## Comparisons\n\n{_table(header, cells, right_from=3, left_from=6)}"
+    return f"## Comparisons\n\n{github_table(header, cells, right_from=3, left_from=6)}"
 
 
 def _translation(results: Results) -> list[str]:
@@ -256,7 +258,7 @@ def _strategy(results: Results) -> str:
         "Strategy": escape(strategy["name"]),
         "Trainable parameters": f"{trainable:,} of {total:,}{share}",
     }
-    return f"## Model and strategy\n\n{_facts(facts)}"
+    return f"## Model and strategy\n\n{fact_table(facts)}"
 
 
 def _selection(results: Results) -> str:
@@ -281,8 +283,8 @@ def _data_sheet(results: Results) -> str:
         "Source": escape(data["name"]),
         "sha256 of the rows": escape(data["fingerprint"]),
         "Examples": ", ".join(counts),
-        "Trained on": _domains(data["train_domains"], most=_SHOWN_LABELS),
-        "Predicts": _predicts(results["labels"], results["config"]),
+        "Trained on": domains_in_words(data["train_domains"], most=_SHOWN_LABELS),
+        "Predicts": predicts_in_words(results["labels"], results["config"]),
         "Splits": escape(data["rule"]),
         cut: f"{data['truncated']:,} examples" + (f", at {max_length:,} tokens" if max_length else ""),
         "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly; "
@@ -291,10 +293,10 @@ def _data_sheet(results: Results) -> str:
         "Dropped from train and validation as leaks": f"{leaks['dropped']:,}",
     }
     notes = "\n".join(f"- {escape(note)}" for note in results["notes"])
-    return f"## Data\n\n{_facts(facts)}" + (f"\n\nNotes:\n\n{notes}" if notes else "")
+    return f"## Data\n\n{fact_table(facts)}" + (f"\n\nNotes:\n\n{notes}" if notes else "")
 
 
-def _predicts(labels: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def predicts_in_words(labels: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if labels["problem"] == "regression":
         return "a number"
     if labels["problem"] == "translation":
@@ -311,17 +313,17 @@ def _cost(results: Results) -> str:
     padding = {"training": timing["padding_fraction"], "scoring": timing.get("scoring_padding_fraction")}
     shares = [f"{100 * share:.1f}% of all tokens in {where}" for where, share in padding.items() if share is not None]
     facts = {
-        "Training": f"{_seconds(timing['train_seconds'])}, {timing['steps']:,} steps",
-        "Scoring the test domains": _seconds(timing["evaluate_seconds"]),
+        "Training": f"{seconds_in_words(timing['train_seconds'])}, {timing['steps']:,} steps",
+        "Scoring the test domains": seconds_in_words(timing["evaluate_seconds"]),
         "Speed": f"{_rate(timing['examples_per_second'])} examples/s, {_rate(timing['tokens_per_second'])} tokens/s",
         "Padding": ", ".join(shares) or "undefined",
-        "Peak memory": "not measured" if memory is None else _bytes(memory),
+        "Peak memory": "not measured" if memory is None else bytes_in_words(memory),
     }
     if timing.get("skipped_steps"):
         facts["Skipped steps"] = f"{timing['skipped_steps']:,}, their gradient was not finite"
     if timing.get("stopped_early"):
         facts["Stopped early"] = "yes, validation had stopped improving"
-    return f"## Cost\n\n{_facts(facts)}"
+    return f"## Cost\n\n{fact_table(facts)}"
 
 
 def _artefact(results: Results) -> str:
@@ -332,13 +334,13 @@ def _artefact(results: Results) -> str:
         proof = "a fresh process loaded it and gave the same outputs"
         proof += "" if difference is None else f" (largest difference of a logit {difference:.1e})"
     facts = {
-        "Folder": escape(artefact["path"]) + ("" if size is None else f", {_bytes(size)}"),
+        "Folder": escape(artefact["path"]) + ("" if size is None else f", {bytes_in_words(size)}"),
         "Kind": escape(artefact["kind"]),
         "Proof": proof,
     }
     if artefact.get("also"):
         facts["Also exported"] = ", ".join(escape(folder) for folder in artefact["also"])
-    return f"## Artefact\n\n{_facts(facts)}"
+    return f"## Artefact\n\n{fact_table(facts)}"
 
 
 def _environment(results: Results) -> str:
@@ -350,7 +352,7 @@ def _environment(results: Results) -> str:
         "Platform": escape(environment.get("platform", "unknown")),
         **{escape(name): escape(version or "not installed") for name, version in environment["packages"].items()},
     }
-    return f"## Versions\n\n{_facts(facts)}"
+    return f"## Versions\n\n{fact_table(facts)}"
 
 
 def _config(results: Results) -> str:
@@ -393,18 +395,20 @@ def _cell(text: str) -> str:
 # ---- small pieces ----------------------------------------------------------------------------------------------
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right_from: int, left_from: int | None = None) -> str:
+def github_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], right_from: int, left_from: int | None = None
+) -> str:
     """A GitHub table; columns in ``[right_from, left_from)`` hold numbers and are aligned to the right."""
     last = len(header) if left_from is None else left_from
     rule = ["---:" if right_from <= column < last else "---" for column in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    return _table(["What", "Value"], list(facts.items()), right_from=2)
+def fact_table(facts: Mapping[str, str]) -> str:
+    return github_table(["What", "Value"], list(facts.items()), right_from=2)
 
 
-def _domains(names: Sequence[str], most: int = 4) -> str:
+def domains_in_words(names: Sequence[str], most: int = 4) -> str:
     """``books, dvd and kitchen``; a count where a list would drown the sentence."""
     if len(names) > most:
         return f"{len(names)} domains"
@@ -412,7 +416,7 @@ def _domains(names: Sequence[str], most: int = 4) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def _seconds(seconds: float | None) -> str:
+def seconds_in_words(seconds: float | None) -> str:
     if seconds is None:
         return "undefined"
     if seconds < 120:
@@ -424,5 +428,5 @@ def _rate(per_second: float | None) -> str:
     return "undefined" if per_second is None else f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2f}"
 
 
-def _bytes(count: int) -> str:
+def bytes_in_words(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

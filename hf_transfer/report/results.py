@@ -111,7 +111,7 @@ def build_results(
         "comparisons": shift.comparisons,
         "shift": _shift_facts(shift),
         "timing": _timing_facts(trained, predict_seconds, evaluate_seconds, scoring_padding, peak_memory_bytes, splits),
-        "artefact": dataclasses.asdict(artefact),
+        "artefact": _artefact_facts(artefact),
         "environment": environment,
         "notes": [_replace_all(note, shown_paths) for note in all_notes],
         "config": shown_config,
@@ -389,6 +389,7 @@ def _checkpoint_facts(pretrained: Pretrained | None) -> dict[str, Any]:
         "revision": pretrained.revision,
         "sha256": pretrained.sha256,
         "newly_initialised": pretrained.newly_initialised,
+        "licence": pretrained.licence,
     }
 
 
@@ -402,10 +403,18 @@ def _shift_facts(shift: ShiftReport) -> dict[str, Any]:
     }
 
 
+def _artefact_facts(artefact: Artefact) -> dict[str, Any]:
+    facts = dataclasses.asdict(artefact)
+    if "base_checkpoint" in facts["metadata"]:
+        facts["metadata"]["base_checkpoint"] = _shortened(facts["metadata"]["base_checkpoint"])
+    return facts
+
+
 def _data_facts(table: DomainTable, splits: DomainSplits, truncated: int) -> dict[str, Any]:
     test_counts = {domain: len(rows) for domain, rows in splits.test.items()}
     return {
         "name": _shortened(table.name),
+        "hub_id": table.hub_id,
         "fingerprint": table.fingerprint,
         "examples": {
             "train": len(splits.train),

