@@ -44,17 +44,26 @@ def write_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> N
             named[name].copy_(_like(tensor, named[name]))
 
 
-def save_best(folder: Path, model: nn.Module, names: Iterable[str], accelerator: Accelerator) -> None:
-    """Keep the trainable parameters of the best step so far under ``folder/best``."""
+def save_best(folder: Path, model: nn.Module, names: Iterable[str], step: int, accelerator: Accelerator) -> None:
+    """Keep the trainable parameters of ``step``, the best so far, under ``folder/best/at-N``.
+
+    Those of earlier steps go, but for the ones that a checkpoint calls its best: a run that is continued from there may
+    end before it comes past ``step`` again.
+    """
     tensors = read_parameters(accelerator.unwrap_model(model), names)
     if accelerator.is_main_process:
-        _write_folder(folder / "best", tensors, {})
+        _write_folder(folder / "best" / f"at-{step}", tensors, {})
+        needed = {f"at-{number}" for number in (step, *map(_best_step_of, _checkpoints(folder)))}
+        for path in (folder / "best").glob("at-*"):
+            if path.name not in needed:
+                shutil.rmtree(path)
     accelerator.wait_for_everyone()
 
 
-def load_best(folder: Path, model: nn.Module, accelerator: Accelerator) -> None:
-    """Put the parameters of the best step back."""
-    best = folder / "best" if (folder / "best").is_dir() else folder / "best.old"  # died between two renames
+def load_best(folder: Path, model: nn.Module, step: int, accelerator: Accelerator) -> None:
+    """Put the parameters of the best ``step`` back."""
+    best = folder / "best" / f"at-{step}"
+    best = best if best.is_dir() else best.with_name(f"{best.name}.old")  # died between two renames
     write_parameters(accelerator.unwrap_model(model), load_file(best / "parameters.safetensors"))
 
 
@@ -246,6 +255,14 @@ def _read_state(record: Mapping[str, Any]) -> RunState:
     if not isinstance(record["identity"], dict):
         raise ValueError(f"identity is {record['identity']!r}")
     return state
+
+
+def _best_step_of(path: Path) -> int:
+    """The best step by the checkpoint ``path``; -1 where it had none, or cannot be continued from."""
+    try:
+        return load_state(path).best_step
+    except (ValueError, TypeError, AttributeError, LookupError, OSError, RecursionError):
+        return -1
 
 
 def _damage(path: Path) -> str:

@@ -568,7 +568,7 @@ def _validate(
     if chooser.rule == "last":
         return state
     if state.best_step < 0 or chooser.better(value, state.best_value):
-        checkpoint.save_best(folder.checkpoints, model, names, accelerator)
+        checkpoint.save_best(folder.checkpoints, model, names, state.step, accelerator)
         return replace(state, best_step=state.step, best_value=value, bad_validations=0)
     bad = state.bad_validations + 1
     stop = bool(config.patience) and bad >= config.patience
@@ -594,7 +594,7 @@ def _restore(
     if chooser.rule == "last" or state.best_step == state.step:
         value = state.history[-1]["value"] if state.history else math.nan
         return Selection(chooser.rule, chooser.metric, state.step, value)
-    checkpoint.load_best(folder.checkpoints, model, accelerator)
+    checkpoint.load_best(folder.checkpoints, model, state.best_step, accelerator)
     again = chooser.validate(model)
     if not math.isclose(again, state.best_value, rel_tol=1e-4, abs_tol=1e-6):
         raise RunError(

@@ -99,7 +99,7 @@ def test_a_checkpoint_brings_back_parameters_averages_and_state_to_the_bit(run):
 
 def test_only_what_learns_is_stored_and_nothing_is_pickled(run):
     path = run.save()
-    save_best(run.folder, run.model, NAMES, run.accelerator)
+    save_best(run.folder, run.model, NAMES, 4, run.accelerator)
     stored = load_file(path / "parameters.safetensors")
     assert {name for name in stored if "|" not in name} == set(NAMES)
     assert {name for name in stored if "|" in name} == {
@@ -115,23 +115,24 @@ def test_only_what_learns_is_stored_and_nothing_is_pickled(run):
 
 
 def test_the_best_parameters_come_back(run):
-    save_best(run.folder, run.model, NAMES, run.accelerator)
+    save_best(run.folder, run.model, NAMES, 4, run.accelerator)
     wanted = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     run.step()
-    load_best(run.folder, run.model, run.accelerator)
+    load_best(run.folder, run.model, 4, run.accelerator)
     assert all(torch.equal(p, wanted[name]) for name, p in run.model.named_parameters())
 
 
 def test_the_best_parameters_survive_a_process_that_dies_between_two_renames(run):
-    save_best(run.folder, run.model, NAMES, run.accelerator)
+    save_best(run.folder, run.model, NAMES, 4, run.accelerator)
     wanted = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    (run.folder / "best").rename(run.folder / "best.old")
+    best = run.folder / "best" / "at-4"
+    best.rename(best.with_name("at-4.old"))
     run.step()
-    load_best(run.folder, run.model, run.accelerator)
+    load_best(run.folder, run.model, 4, run.accelerator)
     assert all(torch.equal(p, wanted[name]) for name, p in run.model.named_parameters())
-    shutil.copytree(run.folder / "best.old", run.folder / "best")
-    save_best(run.folder, run.model, NAMES, run.accelerator)
-    assert names_in(run.folder) == {"best"}, "what was left behind does not stand in the way of the next"
+    shutil.copytree(best.with_name("at-4.old"), best)
+    save_best(run.folder, run.model, NAMES, 4, run.accelerator)
+    assert names_in(run.folder / "best") == {"at-4"}, "what was left behind does not stand in the way of the next"
 
 
 @pytest.mark.parametrize(
@@ -230,9 +231,9 @@ def test_there_may_be_nothing_to_resume(run):
 
 
 def test_the_folder_of_the_best_parameters_is_no_checkpoint_to_resume_from(run):
-    save_best(run.folder, run.model, NAMES, run.accelerator)
+    save_best(run.folder, run.model, NAMES, 4, run.accelerator)
     with pytest.raises(InputError, match="it holds parameters only, without the state of training"):
-        find_checkpoint_to_resume(run.folder, str(run.folder / "best"))
+        find_checkpoint_to_resume(run.folder, str(run.folder / "best" / "at-4"))
     assert find_checkpoint_to_resume(run.folder, "auto") == (None, [])
 
 

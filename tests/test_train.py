@@ -234,6 +234,33 @@ def test_a_resumed_run_equals_the_uninterrupted_one(checkpoint, tmp_path, strate
     assert log("cut") == log("whole")
 
 
+class Interrupted(Silent):
+    """A progress bar under which the process dies in the tenth window."""
+
+    windows = 0
+
+    def advance(self, loss, learning_rate, examples):
+        self.windows += 1
+        if self.windows == 10:
+            raise KeyboardInterrupt
+
+
+def test_the_best_step_of_a_checkpoint_outlives_a_better_one_that_came_after_it(checkpoint, tmp_path, monkeypatch):
+    config = TrainConfig(epochs=3, window_size=10, learning_rate=1e-2, checkpoint_steps=5)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"{__name__}.Silent", Interrupted)
+        run_training(checkpoint, tmp_path / "cut", config, scores=[0.5, 0.9])
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints" / "best").iterdir()} == {"at-4", "at-8"}
+    left = tmp_path / "cut" / "checkpoints" / "step-5"
+    config = replace(config, max_seconds=1e-9)  # no window more
+    result, found, _ = run_training(checkpoint, tmp_path / "cut", config, scores=[0.5], resume_from=left)
+    assert (result.selection.step, result.selection.value) == (4, 0.5)
+    config = replace(config, max_seconds=None)
+    _, until_best, _ = run_training(checkpoint, tmp_path / "b", config, scores=[0.9, 0.1, 0.2, 0.9])
+    wanted = parameters_of(until_best)
+    assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(found).items())
+
+
 def test_a_run_with_several_stages_resumes_inside_the_second(checkpoint, tmp_path):
     config = TrainConfig(epochs=2, window_size=10, checkpoint_steps=7, learning_rate=1e-3)
     _, expected, _ = run_training(checkpoint, tmp_path / "whole", config, head_first=True)
