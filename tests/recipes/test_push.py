@@ -108,6 +108,7 @@ def test_a_full_model_survives_a_refusal_and_is_opened_from_the_hub(tmp_path, so
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_hub_model_and_its_merged_form_are_opened_from_the_hub(tmp_path, source, base):
     folder = tmp_path / "run"
     words = ["--data.source", source, "--model.checkpoint", "org/tiny-bert", *QUICK.split()]
@@ -125,6 +126,7 @@ def test_an_adapter_of_a_hub_model_and_its_merged_form_are_opened_from_the_hub(t
         assert "base_model: org/tiny-bert" in head and "base_model_relation: adapter" in head
 
 
+@pytest.mark.slow
 def test_a_probe_on_chosen_layers_is_opened_from_the_hub(tmp_path, source, base):
     folder = tmp_path / "run"
     words = ["--data.source", source, "--model.checkpoint", base, *QUICK.split()]
@@ -137,6 +139,7 @@ def test_a_probe_on_chosen_layers_is_opened_from_the_hub(tmp_path, source, base)
         assert re.search("good|bad", in_fresh_process(hub, tmp_path / "b", own))
 
 
+@pytest.mark.slow
 def test_a_translation_model_is_opened_from_the_hub(tmp_path):
     folder = tmp_path / "run"
     with running_hub() as hub:
