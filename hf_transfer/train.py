@@ -217,8 +217,9 @@ def train(
                     )
                     try:
                         sums = learn_window(
-                            model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator
-                        )
+                            model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator,
+                            lambda: functions.train_batch(rows[lengths.argsort()[:1]]),
+                        )  # fmt: skip
                     except WindowTooLarge as error:
                         config = _cut_in_half(config, lengths[window], error, progress)
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
@@ -290,6 +291,7 @@ def learn_window(
     optimizer: torch.optim.Optimizer,
     max_gradient_norm: float,
     accelerator: Accelerator,
+    least_batch: Callable[[], Batch] | None = None,
 ) -> WindowSums:
     """Add up the gradient of a window and take one optimizer step.
 
@@ -297,6 +299,11 @@ def learn_window(
         batches: This process's micro-batches, each with whether it counts; a filler takes part in the processes'
             communication only. At least one on every process.
         max_gradient_norm: 0 leaves the gradient as it is.
+        least_batch: makes a batch that has room where these had not; asked for where processes wait for each other.
+
+    Raises:
+        WindowTooLarge: on all processes, where any had no room; the model is as it was.
+        RunError: a process had no room at a moment from which the processes cannot find together again.
     """
     mine = [batch for batch, counts in batches if counts]
     sums = [
@@ -309,15 +316,23 @@ def learn_window(
     ]
     targets = _over_processes(sums, accelerator)[0] if accelerator.num_processes > 1 else sums[0]
     scale = accelerator.num_processes / targets
+    no_room = ""
     try:
         loss_sum, padding = _add_gradient(model, batches, loss_function, scale, accelerator)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
+        no_room, loss_sum, padding = str(error) or type(error).__name__, torch.zeros(()), 0
+    if no_room:  # not within `except`: the traceback would hold on to the activations
         optimizer.zero_grad(set_to_none=True)
-        if accelerator.num_processes > 1:  # the others wait for this one's gradient
-            raise RunError(f"out of memory: lower --train.tokens_per_micro_batch ({error}).") from error
-        raise WindowTooLarge(str(error)) from error
+        if accelerator.num_processes > 1:
+            _answer_the_others(model, least_batch, loss_function, accelerator, no_room)
+    total, targets, examples, tokens, padded, without_room = _over_processes(
+        [float(loss_sum), *sums, float(padding), float(bool(no_room))], accelerator
+    )
+    if without_room:
+        optimizer.zero_grad(set_to_none=True)
+        raise WindowTooLarge(no_room or "on another process")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     accelerator.unscale_gradients(optimizer)
     found: Any = nn.utils.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
@@ -328,7 +343,6 @@ def learn_window(
         optimizer.step()
         stepped = not getattr(optimizer, "step_was_skipped", False)
     optimizer.zero_grad(set_to_none=True)
-    total, targets, examples, tokens, padded = _over_processes([float(loss_sum), *sums, float(padding)], accelerator)
     left_out = () if stepped else tuple(gather_object([name for b in mine for name in b.example_ids]))
     return WindowSums(total / targets, norm, int(examples), int(tokens), int(padded), int(targets), stepped, left_out)
 
@@ -356,6 +370,33 @@ def _add_gradient(
                 loss_sum += loss.detach()
                 padding += batch.padding_tokens if rows is None else 0
     return loss_sum, padding
+
+
+def _answer_the_others(
+    model: nn.Module,
+    least_batch: Callable[[], Batch] | None,
+    loss_function: LossFunction,
+    accelerator: Accelerator,
+    no_room: str,
+) -> None:
+    """After a lack of memory, give the other processes the gradient that they wait for: zeros from a small batch.
+
+    What they then hold is dropped: all learn afterwards that one had no room (``learn_window``).
+
+    Raises:
+        RunError: the exchange had begun, or parameters are gathered in each forward; neither can be taken up again.
+    """
+    words = (
+        f"out of memory on process {accelerator.process_index} in the middle of an exchange with the others: lower "
+        f"--train.tokens_per_micro_batch and continue with --train.resume auto ({no_room})."
+    )
+    if least_batch is None or getattr(accelerator, "is_fsdp2", False):
+        raise RunError(words)
+    model.require_forward_param_sync = False  # DDP's buffers went around when the window began
+    try:
+        _add_gradient(model, [(least_batch(), False)], loss_function, 0.0, accelerator)
+    except RuntimeError as error:
+        raise RunError(words) from error
 
 
 class WindowTooLarge(Exception):

@@ -4,7 +4,9 @@ that is written out here."""
 import copy
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from test_train import Recorder, Silent
 from tiny import make_checkpoint
 from tiny_translation import make_translation_checkpoint
 from torch.nn import functional
-from toy import encoded_rows
+from toy import encoded_rows, launch_two
 
 from hf_transfer.adapt import apply_strategy
 from hf_transfer.batching import cut_window, window_indices
@@ -386,6 +388,32 @@ def test_a_window_that_does_not_fit_is_cut_in_half_and_learnt_from_with_the_same
         torch.testing.assert_close(parameter, whole.parameters()[name], rtol=1e-4, atol=1e-6, msg=name)
     halved = [line for line in said if line.startswith("out of memory: the window is cut into micro-batches of ")]
     assert 1 <= len(halved) <= 4
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("moment", ["unsynchronised", "synchronised"])
+def test_where_one_process_has_no_room_all_cut_the_window_and_learn_the_same(moment, folders, tmp_path):
+    whole = Course("classification", folders["classification"], replace(PLAIN, learning_rate=1e-2))
+    whole.run(tmp_path / "whole")
+    script = Path(__file__).parent / "two_processes_memory.py"
+    ran = launch_two(script, folders["classification"], tmp_path, moment, max(whole.rows["length"]))
+    said = {line["rank"]: line for line in map(json.loads, re.findall(r"^{.*}$", ran.stdout, re.M))}
+    assert said[1]["failed"] >= 1 and said[0]["failed"] == 0
+    assert said[0]["said"] == said[1]["said"] and "out of memory: the window is cut" in said[0]["said"][0]
+    assert losses_in(tmp_path) == pytest.approx(losses_in(tmp_path / "whole"), rel=1e-5)
+    for name, parameter in torch.load(tmp_path / "parameters.pt", weights_only=True).items():
+        torch.testing.assert_close(parameter, whole.parameters()[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.recipe
+def test_a_process_without_room_in_the_middle_of_an_exchange_ends_the_run_in_words(folders, tmp_path):
+    script = Path(__file__).parent / "two_processes_memory.py"
+    longest = max(Course("classification", folders["classification"], PLAIN).rows["length"])
+    with pytest.raises(AssertionError):
+        launch_two(script, folders["classification"], tmp_path, "exchange", longest)
+    words = (tmp_path / "words.txt").read_text(encoding="utf-8")
+    assert words.startswith("out of memory on process 1 in the middle of an exchange with the others")
+    assert not (tmp_path / "parameters.pt").exists()
 
 
 def test_an_example_that_does_not_fit_alone_ends_the_run_with_its_length_and_a_remedy(folders, tmp_path):
