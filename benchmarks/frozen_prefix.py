@@ -53,7 +53,8 @@ def main() -> None:
             seconds[way].append(seconds_per_token(work, frozen, given.limit, repeat))
         told = ", ".join(f"{way} {values[-1] * 1e6:.0f} us/token" for way, values in seconds.items())
         print(f"repeat {repeat + 1} of {given.repeats}: {told}", file=sys.stderr, flush=True)
-    record: dict[str, Any] = {"benchmark": "frozen_prefix", "settings": vars(given), "seconds_per_token": seconds}
+    settings = {name: value for name, value in vars(given).items() if name not in ("shared", "work", "output")}
+    record: dict[str, Any] = {"benchmark": "frozen_prefix", "settings": settings, "seconds_per_token": seconds}
     for way, frozen in ways.items():
         if frozen:
             ratio = spread([full / own for full, own in zip(seconds["full"], seconds[way], strict=True)])
