@@ -660,11 +660,14 @@ def _open_log(path: Path, step: int, is_main: bool) -> Any:
     if not is_main:
         return nullcontext(None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
+    kept = 0
     if step and path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+    with path.open("ab") as file:
+        file.truncate(kept)  # in place: a process killed while it rewrites the file would leave none of it
     return path.open("a", encoding="utf-8", buffering=1)
 
 

@@ -4,6 +4,8 @@ import copy
 import itertools
 import json
 import math
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +27,7 @@ from hf_transfer.errors import InputError, RunError
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import Chooser, RunFolder, learn_window, plan_stages, train
+from hf_transfer.train import Chooser, RunFolder, _open_log, learn_window, plan_stages, train
 
 LABELS = {
     "single_label": LabelSpace("single_label", ("a", "b", "c")),
@@ -190,6 +192,24 @@ def test_the_log_has_one_record_per_step(checkpoint, tmp_path):
     assert sum(line["tokens"] for line in lines) == result.tokens
     expected = {"step", "loss", "learning_rate", "gradient_norm", "examples", "tokens", "padding_tokens", "seconds"}
     assert set(lines[0]) == expected
+
+
+def test_the_log_of_a_continued_run_is_never_without_the_steps_behind_it(tmp_path):
+    """A process that is killed while the log is cut back must not leave it empty."""
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    opened, watching = [], True
+    sys.addaudithook(
+        lambda event, given: opened.append(given[2]) if watching and event == "open" and given[0] == str(path) else None
+    )
+    with _open_log(path, 2, True) as log:
+        log.write('{"step": 3}\n')
+    watching = False
+    assert opened and not any(flags & os.O_TRUNC for flags in opened)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    with _open_log(path, 0, True):
+        pass
+    assert path.read_text() == "", "a run that starts afresh has a log of its own"
 
 
 def test_a_window_without_finite_gradient_is_skipped_counted_and_in_the_end_stops(checkpoint, tmp_path):
