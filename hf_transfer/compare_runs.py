@@ -124,7 +124,8 @@ def compare(
         _open_folder(config, plan)
     accelerator.wait_for_everyone()
     failures: dict[str, str] = {}
-    with feature_store(feature_folder(config), config.train.feature_cache_bytes, for_several=True) as store:
+    saved = bool(config.train.checkpoint_steps)
+    with feature_store(feature_folder(config), config.train.feature_cache_bytes, True, outlives=saved) as store:
         texts.share(store)
         for number, run in enumerate(plan, start=1):
             if run.name in done:

@@ -3,6 +3,10 @@
 A row belongs to one text and one function of it: its key names the weights, the depth and the precision, and holds the
 token ids, which say all about text, tokenizer and length limit. The file outlives a run that was killed: whoever opens
 it again finds its rows, and a row that is damaged, cut off or of another key is computed anew.
+
+Computed among other neighbours a row may differ in its last bit, since matrix products choose their way by the number of
+tokens. A run that is to be continued to the bit therefore has every row in the file (``outlives``), and the rows of one
+batch become findable together (``settle``): what is computed again is then computed in the same batches.
 """
 
 from __future__ import annotations
@@ -38,13 +42,20 @@ class FeatureStore:
     """Rows in memory and, where a folder is given, in a file; beyond both they are computed each time."""
 
     def __init__(
-        self, limit_bytes: int | None = None, folder: Path | None = None, file_bytes: int = 0, for_several: bool = False
+        self,
+        limit_bytes: int | None = None,
+        folder: Path | None = None,
+        file_bytes: int = 0,
+        for_several: bool = False,
+        outlives: bool = False,
     ) -> None:
         """``limit_bytes`` of memory, by default ``MEMORY_BYTES``; ``file_bytes`` of a file in ``folder``;
-        ``for_several``: several runs look rows up, so that those of the test sets are kept too."""
+        ``for_several``: several runs look rows up, so that those of the test sets are kept too; ``outlives``: rows in
+        memory are written to the file as well, for a run that is killed and continued."""
         self._rows: dict[bytes, Row] = {}
         self._limit_bytes = memory_limit() if limit_bytes is None else limit_bytes
         self._file = _RowFile(folder, file_bytes) if folder is not None and file_bytes else None
+        self._outlives = outlives
         self.for_several = for_several
         self.bytes = 0
         """Memory that rows take."""
@@ -75,8 +86,16 @@ class FeatureStore:
         if self.bytes + size <= self._limit_bytes:
             self._rows[digest] = row
             self.bytes += size
-        elif self._file is not None:
+            in_file = self._outlives
+        else:
+            in_file = True
+        if in_file and self._file is not None:
             self._file.append(digest, row, size)
+
+    def settle(self) -> None:
+        """What was put into the file since the last call can be found after a kill: all of it, or nothing."""
+        if self._file is not None:
+            self._file.settle()
 
     def flush(self) -> None:
         """See that what was put into the file can be found again."""
@@ -93,10 +112,12 @@ class FeatureStore:
 
 
 @contextmanager
-def feature_store(folder: Path | None, file_bytes: int, for_several: bool = False) -> Iterator[FeatureStore]:
+def feature_store(
+    folder: Path | None, file_bytes: int, for_several: bool = False, outlives: bool = False
+) -> Iterator[FeatureStore]:
     """A store whose file lies in ``folder`` and goes when the work is done; after an error it stays, for whoever
-    continues."""
-    store = FeatureStore(folder=folder, file_bytes=file_bytes, for_several=for_several)
+    continues. ``for_several`` and ``outlives`` as in ``FeatureStore``."""
+    store = FeatureStore(folder=folder, file_bytes=file_bytes, for_several=for_several, outlives=outlives)
     try:
         yield store
     except BaseException:
@@ -140,6 +161,7 @@ class _RowFile:
         self._checked: set[bytes] = set()
         self._map: np.memmap | None = None
         self._index: Any = None
+        self._lines: list[str] = []
         self.used = self._reserved = 0
         if (folder / "rows.jsonl").exists():
             self._reopen()
@@ -175,12 +197,17 @@ class _RowFile:
         self._checked.add(digest)
         self.used += size
         line = [digest.hex(), place.offset, place.size, parts, place.crc]
-        self._index.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._lines.append(json.dumps(line, separators=(",", ":")) + "\n")
+
+    def settle(self) -> None:
+        if self._lines:
+            self._index.write("".join(self._lines).encode())  # unbuffered: one call of the system
+            self._lines.clear()
 
     def flush(self) -> None:
         if self._map is not None:
             self._map.flush()
-            self._index.flush()
+            self.settle()
 
     def close(self, keep: bool) -> None:
         self.flush()
@@ -225,9 +252,9 @@ class _RowFile:
         with path.open("wb" if fresh else "r+b") as file:
             file.truncate(self._limit)
         self._map = np.memmap(path, dtype=np.uint8, mode="r+", shape=(self._limit,))
-        self._index = (self._folder / "rows.jsonl").open("w" if fresh else "a", encoding="utf-8")
+        self._index = (self._folder / "rows.jsonl").open("wb" if fresh else "ab", buffering=0)
         if fresh:
-            self._index.write(json.dumps(FORMAT) + "\n")
+            self._index.write(json.dumps(FORMAT).encode() + b"\n")
         return True
 
     def _reopen(self) -> None:

@@ -152,6 +152,7 @@ class StoredFeatures:
                     rows[i] = _cut(outputs, place, lengths[i], way.keep)
                     if self._keeps:
                         store.put(keys[i], rows[i])  # type: ignore[arg-type]
+                store.settle()
             store.computed += len(missing)
             store.reused += len(keys) - len(missing)
             if store is self._store:

@@ -109,7 +109,8 @@ def run(config: RunConfig) -> RunResult:
     check_publishing(check_config(config))
     output_dir = check_output_dir(config)
     text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
-    store = feature_store(feature_folder(config), config.train.feature_cache_bytes)
+    saved = bool(config.train.checkpoint_steps)
+    store = feature_store(feature_folder(config), config.train.feature_cache_bytes, outlives=saved)
     with disk_failures(output_dir):
         with no_vocabulary_left(config), store as text.shared["features"]:
             adapted = adapt(config, text)

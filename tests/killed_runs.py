@@ -42,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = base / "cache"
     artefact._prove = lambda *_: 0.0  # a fresh process, which tests of the artefact look at
-    feature_store.MEMORY_BYTES = 0  # so that stored states lie in the file
+    feature_store.MEMORY_BYTES = 4096  # so that stored states lie in memory and in the file
     config = make_config(task, strategy, base)
     rng = random.Random(f"{task} {strategy}")
     for name in ("warm", "whole"):

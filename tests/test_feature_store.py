@@ -119,6 +119,27 @@ def test_rows_of_a_run_that_was_killed_are_found_again_and_added_to(tmp_path):
     assert same(FeatureStore(0, tmp_path / "features", 1 << 20).get(key(9)), row(9))
 
 
+def test_rows_in_memory_outlive_a_killed_run_where_that_was_asked_for(tmp_path):
+    for name, outlives in (("kept", True), ("lost", False)):
+        store = FeatureStore(1 << 20, tmp_path / name, 1 << 20, outlives=outlives)
+        store.put(key(1), row(1))
+        store.settle()
+        assert store.bytes and same(store.get(key(1)), row(1))
+        found = FeatureStore(0, tmp_path / name, 1 << 20).get(key(1))  # what another process sees after a kill
+        assert same(found, row(1)) if outlives else found is None
+
+
+def test_rows_of_a_batch_become_findable_together(tmp_path):
+    """One of them alone would have the others computed among other neighbours, which may change their last bit."""
+    store = FeatureStore(0, tmp_path / "features", 1 << 20)
+    for number in range(200):  # more than any buffer of lines would hold back
+        store.put(key(number), row(number))
+    assert FeatureStore(0, tmp_path / "features", 1 << 20).get(key(0)) is None
+    store.settle()
+    found = FeatureStore(0, tmp_path / "features", 1 << 20)
+    assert all(same(found.get(key(number)), row(number)) for number in range(200))
+
+
 def test_a_damaged_row_is_not_handed_out_and_can_be_put_again(tmp_path):
     left_by_a_killed_run(tmp_path / "features")
     size = 6 * 8 * FLOAT_BYTES
