@@ -4,9 +4,9 @@ A row belongs to one text and one function of it: its key names the weights, the
 token ids, which say all about text, tokenizer and length limit. The file outlives a run that was killed: whoever opens
 it again finds its rows, and a row that is damaged, cut off or of another key is computed anew.
 
-Computed among other neighbours a row may differ in its last bit, since matrix products choose their way by the number of
-tokens. A run that is to be continued to the bit therefore has every row in the file (``outlives``), and the rows of one
-batch become findable together (``settle``): what is computed again is then computed in the same batches.
+Computed among other neighbours a row may differ in its last bit, since matrix products choose their way by the number
+of tokens. A run that is to be continued to the bit therefore has every row in the file (``outlives``), and the rows of
+one batch become findable together (``settle``): what is computed again is then computed in the same batches.
 """
 
 from __future__ import annotations
