@@ -244,7 +244,8 @@ def _read_state(record: Mapping[str, Any]) -> RunState:
         ValueError, TypeError, AttributeError, LookupError: it is not what ``save_checkpoint`` writes.
     """
     saved = record["state"]
-    state = RunState(**(saved | {"history": tuple(saved["history"])}))
+    as_tuples = {name: tuple(saved.get(name, ())) for name in ("history", "processes")}
+    state = RunState(**(saved | as_tuples))
     for field in dataclasses.fields(RunState):
         value, usual = getattr(state, field.name), field.default
         kinds = (int, float) if isinstance(usual, float) else type(usual)
@@ -252,6 +253,8 @@ def _read_state(record: Mapping[str, Any]) -> RunState:
             raise ValueError(f"{field.name} is {value!r}")
     if state.step < 0 or not all(isinstance(item["step"], int) and "value" in item for item in state.history):
         raise ValueError(f"step {state.step}, validated at {state.history!r}")
+    if not all(type(count) is int for count in state.processes):
+        raise ValueError(f"shared by {state.processes!r} processes")
     if not isinstance(record["identity"], dict):
         raise ValueError(f"identity is {record['identity']!r}")
     return state

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from hf_transfer.errors import InputError, Preempted, RunError
+from hf_transfer.errors import EndedElsewhere, InputError, Preempted, RunError
 from hf_transfer.version import __version__
 
 SECONDS_FOR_THE_FIRST_PROCESS = 30
@@ -190,9 +190,13 @@ def exit_codes() -> Iterator[None]:
         yield
     except InputError as error:
         problems = [f"  - {problem}" for problem in error.problems]
-        _leave(error.exit_code, f"{len(problems)} problem{'s' * (len(problems) > 1)}", *problems)
+        _leave(error, f"{len(problems)} problem{'s' * (len(problems) > 1)}", *problems)
+    except EndedElsewhere as end:
+        if end.speak:
+            print(f"hf-transfer: the run failed: {end}", file=sys.stderr, flush=True)
+        sys.exit(end.exit_code)
     except RunError as failure:
-        _leave(failure.exit_code, f"the run failed: {failure}")
+        _leave(failure, f"the run failed: {failure}")
     except Preempted as notice:
         if os.environ.get("RANK", "0") == "0":  # all processes leave together
             print(f"hf-transfer: {notice}", file=sys.stderr, flush=True)
@@ -203,15 +207,22 @@ def exit_codes() -> Iterator[None]:
         sys.exit(130)
 
 
-def _leave(exit_code: int, *lines: str) -> NoReturn:
-    """Print ``lines`` and exit; every process but the first waits before it speaks, to be ended by the launcher.
+def _leave(error: InputError | RunError, *lines: str) -> NoReturn:
+    """Print ``lines`` and exit; every process but the first leaves it the word for a while.
 
     A launcher ends all processes when one has left: were another quicker than the first, nobody would have spoken. Who
     is still there after the wait has found what the first has not, such as a file that is missing on its machine.
+    Processes that have met tell each other, so that the wait is short.
     """
+    from hf_transfer import watch
+
+    exit_code = error.exit_code
     rank = os.environ.get("RANK", "0")
     try:
-        if rank != "0":
+        met = watch.current()
+        if rank != "0" and met is not None and met.first_says(error):
+            sys.exit(exit_code)
+        if rank != "0" and met is None:
             time.sleep(SECONDS_FOR_THE_FIRST_PROCESS)
         speaker = "hf-transfer" if rank == "0" else f"hf-transfer, process {rank}"
         print(f"{speaker}: " + "\n".join(lines), file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ from hf_transfer.domain_distances import measure_distances
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.folder import deciding_settings, feature_folder
-from hf_transfer.launch import leave_processes, start_processes
+from hf_transfer.launch import join_processes, leave_processes, start_processes
 from hf_transfer.page import adapt
 from hf_transfer.pretrained import find_checkpoint
 from hf_transfer.records import Text
@@ -46,6 +46,7 @@ from hf_transfer.report.results import shown_config, shown_text
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_rows, read_text
+from hf_transfer.watch import here, met_by_all, one_for_all
 
 OUTPUTS = (
     "results.json",
@@ -113,6 +114,15 @@ def compare(
     """
     disable_progress_bars()
     config = check_config(_as_comparison(config, strategies, controls, seeds))
+    join_processes()
+    with one_for_all("Start all processes again: the same command goes on with the runs that are missing."):
+        results = _compare(config)
+        leave_processes()
+    return CompareResult(results, Path(config.output_dir))
+
+
+def _compare(config: CompareConfig) -> dict[str, Any]:
+    """Make all runs and report; the contents of results.json on the main process, {} on others."""
     output_dir = Path(config.output_dir)
     texts = Texts()
     plan = plan_runs(config, texts)
@@ -134,12 +144,12 @@ def compare(
                 print(f"run {number} of {len(plan)}: {run.name}", flush=True)
             failures |= _make(run, texts, accelerator.is_main_process)
             accelerator.wait_for_everyone()
+    here("writing the report")
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         results = _report(config, plan, failures, texts)
         print_comparison(results, output_dir=output_dir)
-    leave_processes()
-    return CompareResult(results, output_dir)
+    return results
 
 
 class Texts:
@@ -399,6 +409,7 @@ def _make(run: PlannedRun, texts: Texts, is_main: bool) -> dict[str, str]:
         else:
             results = adapt(run.config, text, run.keep_model).results
     except (InputError, RunError, RuntimeError, ValueError, MemoryError, OSError) as error:
+        met_by_all(f"run {run.name}", error)
         if is_main and DOES_NOT_APPLY in str(error):
             print(f"{error}", flush=True)
         elif is_main:

@@ -40,6 +40,7 @@ from hf_transfer.shift import predictions_by_role, score_test
 from hf_transfer.tasks import TASKS
 from hf_transfer.train import not_by_the_loop
 from hf_transfer.translation_run import TranslationExtra, describe_translation, draw_validation, write_translations
+from hf_transfer.watch import met_by_all
 
 DOES_NOT_APPLY = "does not apply"
 """Words of an InputError by which a comparison tells a control that has no meaning here from one that failed."""
@@ -73,6 +74,7 @@ def score_controls(config: RunConfig, text: Text, adapt: Callable[..., Any]) -> 
         try:
             scored.append(score_control(name, inside, text, adapt))
         except InputError as error:
+            met_by_all(f"control {name}", error)
             not_applicable += error.problems
     return [results for results in scored if results], not_applicable
 

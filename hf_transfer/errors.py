@@ -23,6 +23,15 @@ class RunError(Exception):
     exit_code = 1
 
 
+class EndedElsewhere(RunError):
+    """Another process of the launch failed or is gone, and this one ended with it."""
+
+    def __init__(self, sentence: str, speak: bool):
+        super().__init__(sentence)
+        self.speak = speak
+        """Whether it is on this process to say so; on each machine one of them does."""
+
+
 class Preempted(Exception):
     """The machine was taken back; what was learnt is in a checkpoint. Exit code 75 (EX_TEMPFAIL of sysexits.h: try
     again), which a job script can requeue on."""

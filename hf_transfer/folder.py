@@ -7,14 +7,16 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume
+from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume, load_state
 from hf_transfer.config import CompareConfig, RunConfig, to_yaml
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.train import RunFolder
@@ -48,6 +50,8 @@ FREE_TO_CHANGE = {
 }
 
 
+SECONDS_TO_APPEAR = 60
+"""In which a file that one machine wrote is seen by the others; NFS keeps what it knows of a folder for up to 60."""
 DISK_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
@@ -92,14 +96,16 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     Returns where training writes, and sentences about damaged checkpoints.
 
     Raises:
-        InputError: a checkpoint to resume that is absent, damaged or of another run; nothing has been changed.
+        InputError: a checkpoint to resume that is absent, damaged or of another run, and nothing has been changed; or
+            processes that do not see the same folder.
     """
     folder = Path(config.output_dir)
     resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
     identity = {"fingerprint": fingerprint, "seed": config.seed, **deciding_settings(config)}
     if resume_from is not None:
         check_identity(resume_from, identity)
-    accelerator.wait_for_everyone()  # all have looked before anything goes
+    # all have looked before anything goes, and go on from the same place
+    _see_the_same(resume_from.name if resume_from is not None else "none", "continue from checkpoint", folder)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OUTPUTS:
@@ -115,7 +121,47 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         _bring_best(resume_from, folder / "checkpoints")
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        _see_the_same(_config_in(folder, to_yaml(config)), "find a config.yaml", folder)
+    notes += _other_processes(resume_from, accelerator.num_processes)
     return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+
+
+def _see_the_same(mine: str, do: str, folder: Path) -> None:
+    """Refuse a folder in which the processes see different things. All of them call it.
+
+    Raises:
+        InputError: the folder is not on storage that all machines share.
+    """
+    seen = gather_object([mine])
+    if len(set(seen)) > 1:
+        views = ", ".join(f"process {rank}: {view}" for rank, view in enumerate(seen))
+        raise InputError(
+            f"--output_dir {folder} is not one folder for all processes, which {do} ({views}): choose one on storage "
+            "that all machines share."
+        )
+
+
+def _config_in(folder: Path, expected: str) -> str:
+    """Whether ``config.yaml`` there is the one just written; network storage may show it after a while only."""
+    path, deadline = folder / "config.yaml", time.monotonic() + SECONDS_TO_APPEAR
+    while time.monotonic() < deadline:
+        if path.is_file() and path.read_text(encoding="utf-8") == expected:
+            return "of this run"
+        time.sleep(0.2)
+    return "of another run" if path.is_file() else "missing"
+
+
+def _other_processes(resume_from: Path | None, processes: int) -> list[str]:
+    """A sentence if the checkpoint comes from another number of processes."""
+    before = load_state(resume_from).processes if resume_from is not None else ()
+    if set(before) <= {processes}:
+        return []
+    names = " then ".join(map(str, before if before[-1] == processes else (*before, processes)))
+    return [
+        f"continued on another number of processes ({names}): the gradient of each window is the same to rounding "
+        "(1e-6, and but for the draws of dropout), the run is not the same to the bit"
+    ]
 
 
 @contextmanager
@@ -137,6 +183,13 @@ def disk_failures(folder: Path) -> Iterator[None]:
             else ("No checkpoint was written (--train.checkpoint_steps): mend the disk and start again.")
         )
         raise RunError(f"{folder} cannot be written any more ({error}). {rest}") from error
+
+
+def how_to_go_on(config: RunConfig) -> str:
+    """What to do after a run of several processes was cut short."""
+    if config.train.checkpoint_steps:
+        return "Start all processes again with --train.resume auto to go on from the last checkpoint."
+    return "There is nothing to go on from (--train.checkpoint_steps is 0): start all processes again."
 
 
 def feature_folder(config: RunConfig | CompareConfig) -> Path:

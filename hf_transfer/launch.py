@@ -6,21 +6,57 @@ import copy
 import os
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
+from hf_transfer import watch
 from hf_transfer.config import TrainConfig
-from hf_transfer.errors import InputError
+from hf_transfer.errors import EndedElsewhere, InputError
+
+LONGEST_WAIT = timedelta(hours=2)
+"""For others, in a collective: for the first process while it saves and proves the model, say. Whoever is gone is
+noticed long before (watch.py)."""
 
 
 def is_main_process() -> bool:
     """Whether this process writes and prints; answers before accelerate is set up."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def join_processes() -> None:
+    """Meet the other processes of the launch, if there are any, and watch them from here on.
+
+    To be called before anything that a process can fail in alone. A second call does nothing.
+
+    Raises:
+        InputError: the launcher started several, and each would take itself for the only one.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started < 2 or watch.current() is not None:
+        return
+    state = PartialState(cpu=cpu_is_asked_for(), timeout=LONGEST_WAIT)
+    if state.num_processes != started:
+        raise InputError(
+            f"the launcher started {started} processes, and accelerate finds no GPU to join them on: for processes on "
+            "CPUs, set ACCELERATE_USE_CPU=true in their environment."
+        )
+    try:
+        watch.start(state.process_index, state.num_processes, lambda payload: broadcast_object_list([payload])[0])
+    except OSError as error:
+        print(
+            f"process {state.process_index} cannot reach the first one's watch ({error}): should one of them die, the "
+            f"others wait up to {LONGEST_WAIT} before they say so.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def start_processes(train: TrainConfig, model_type: str, stages: int) -> Accelerator:
@@ -31,6 +67,7 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
             than sharded parameters allow.
     """
     precision = choose_precision(train.precision, model_type)
+    join_processes()
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     if getattr(accelerator, "is_fsdp2", False) and stages > 1:
         raise InputError(
@@ -77,17 +114,43 @@ def check_sharding(accelerator: Accelerator, model: Any, l2_sp: float) -> None:
         raise InputError(problems)
 
 
+@contextmanager
+def failing_together(accelerator: Accelerator) -> Iterator[None]:
+    """Around what one process does while the others wait; what fails there fails on all of them.
+
+    Raises:
+        EndedElsewhere: it failed on another process.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    found = gather_object([watch.in_short(problem) if problem is not None else None])
+    if problem is not None:
+        raise problem
+    for rank, text in enumerate(found):
+        if text is not None:
+            met = watch.current()
+            raise EndedElsewhere(f"process {rank} of {len(found)} failed: {text}", met is not None and met.speaks)
+
+
 def leave_processes() -> None:
     """Wait for all processes and leave their group; the accelerator that was started is at its end."""
     accelerator = Accelerator()  # another handle of the same state
     accelerator.wait_for_everyone()
+    watch.stop()
     accelerator.end_training()
+
+
+def cpu_is_asked_for() -> bool:
+    """Whether the launcher was told to leave GPUs alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")  # as accelerate
 
 
 def uses_gpu() -> bool:
     """Whether a run would train on a GPU: there is one, and the launcher was not told to leave it."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")  # as accelerate
-    return torch.cuda.is_available() and not on_cpu
+    return torch.cuda.is_available() and not cpu_is_asked_for()
 
 
 def choose_precision(wanted: str, model_type: str) -> str:

@@ -25,9 +25,11 @@ from hf_transfer.control_runs import score_controls
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.features import stored_features
 from hf_transfer.flattened import find_stacks
-from hf_transfer.folder import check_output_dir, disk_failures, feature_folder, open_run_folder
+from hf_transfer.folder import check_output_dir, disk_failures, feature_folder, how_to_go_on, open_run_folder
 from hf_transfer.launch import (
     check_sharding,
+    failing_together,
+    join_processes,
     leave_processes,
     make_shell,
     peak_memory_bytes,
@@ -69,6 +71,7 @@ from hf_transfer.translation_run import (
     start_of,
     write_translations,
 )
+from hf_transfer.watch import here, one_for_all
 
 PROOF_EXAMPLES = 8
 """Train texts whose logits the proof of the artefact compares."""
@@ -107,22 +110,25 @@ def run(config: RunConfig) -> RunResult:
     """
     disable_progress_bars()
     check_publishing(check_config(config))
-    output_dir = check_output_dir(config)
-    text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
-    saved = bool(config.train.checkpoint_steps)
-    store = feature_store(feature_folder(config), config.train.feature_cache_bytes, outlives=saved)
-    with disk_failures(output_dir):
-        with no_vocabulary_left(config), store as text.shared["features"]:
-            adapted = adapt(config, text)
-            controls, not_applicable = score_controls(config, text, adapt)
-        if adapted.results:  # on the main process
-            results = compare_with_controls(adapted.results, controls, not_applicable, config)
-            shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
-            said = {"config": results["config"], "notes": not_applicable, "examples_shown": shown}
-            write_report(output_dir, results, join([adapted.results, *controls], **said))
-            print_results(results, output_dir=output_dir)
-            adapted = dataclasses.replace(adapted, results=results)
-    leave_processes()
+    join_processes()
+    with one_for_all(how_to_go_on(config)):
+        output_dir = check_output_dir(config)
+        text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
+        saved = bool(config.train.checkpoint_steps)
+        store = feature_store(feature_folder(config), config.train.feature_cache_bytes, outlives=saved)
+        with disk_failures(output_dir):
+            with no_vocabulary_left(config), store as text.shared["features"]:
+                adapted = adapt(config, text)
+                controls, not_applicable = score_controls(config, text, adapt)
+            here("writing the report")
+            if adapted.results:  # on the main process
+                results = compare_with_controls(adapted.results, controls, not_applicable, config)
+                shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
+                said = {"config": results["config"], "notes": not_applicable, "examples_shown": shown}
+                write_report(output_dir, results, join([adapted.results, *controls], **said))
+                print_results(results, output_dir=output_dir)
+                adapted = dataclasses.replace(adapted, results=results)
+        leave_processes()
     if adapted.results and config.publish.repo_id is not None:
         publish = config.publish
         adapted.push_to_hub(str(publish.repo_id), publish.private, publish.revision, publish.create_pr)
@@ -190,6 +196,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         )  # fmt: skip
 
         # scores
+        here("scoring the test domains")
         started = time.perf_counter()
         rows = concatenate_datasets(list(encoded.test.values()))
         predictions = predict_rows(rows, adapted.model, functions.counting(progress.scored(len(rows))))
@@ -205,57 +212,62 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         predict_seconds = _predict_seconds(encoded, lambda rows: predict_rows(rows, adapted.model))
 
     # artefact and report
+    here("saving the model and proving that it loads")
     adapted = dataclasses.replace(adapted, model=whole_model(adapted.model, shell, accelerator))
     results: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        artefact = Artefact("none", "", False, math.nan, 0)
-        if keep_model:
-            proof, translate = proof_of_artefact(encoded, splits, labels, functions, PROOF_EXAMPLES)
-            artefact = save_artefact(
-                output_dir,
-                adapted,
-                pretrained,
-                labels,
-                task.name,
-                prepared.max_length,
-                prepared.keeps_head,
-                config.publish.export,
-                proof,
-                translate,
-                extra.store,
+    with failing_together(accelerator):
+        if accelerator.is_main_process:
+            artefact = Artefact("none", "", False, math.nan, 0)
+            if keep_model:
+                proof, translate = proof_of_artefact(encoded, splits, labels, functions, PROOF_EXAMPLES)
+                artefact = save_artefact(
+                    output_dir,
+                    adapted,
+                    pretrained,
+                    labels,
+                    task.name,
+                    prepared.max_length,
+                    prepared.keeps_head,
+                    config.publish.export,
+                    proof,
+                    translate,
+                    extra.store,
+                )
+            write_translations(output_dir / "translations", predictions, labels)
+            results = build_results(
+                task=task.name,
+                seed=config.seed,
+                strategy=adapted.strategy if stage == "adapted" else stage,
+                config=dataclasses.asdict(config),
+                table=text.table,
+                splits=splits,
+                truncated=encoded.truncated,
+                labels=labels,
+                pretrained=pretrained,
+                trainable=adapted.summary,
+                trained=trained,
+                shift=shift,
+                predict_seconds=predict_seconds,
+                evaluate_seconds=evaluate_seconds,
+                scoring_padding=scoring_padding,
+                peak_memory_bytes=peak_memory_bytes(accelerator),
+                artefact=artefact,
+                environment=describe_environment(
+                    accelerator.num_processes, accelerator.device.type, precision_name(accelerator)
+                ),
+                notes=(*notes, *extra.layers.notes),
+                layers=prepared.layers.facts | extra.layers.facts,
+                examples=describe_examples(predictions, validation),
+                calibration=describe_calibration(
+                    labels,
+                    predictions_by_role(predictions, splits),
+                    validation,
+                    config.evaluate.confidence,
+                    config.seed,
+                ),
+                training=describe_training(folder.log, trained.history) if adapted.stages else {},
+                translation=describe_translation(predictions, splits, labels, metrics, extra),
             )
-        write_translations(output_dir / "translations", predictions, labels)
-        results = build_results(
-            task=task.name,
-            seed=config.seed,
-            strategy=adapted.strategy if stage == "adapted" else stage,
-            config=dataclasses.asdict(config),
-            table=text.table,
-            splits=splits,
-            truncated=encoded.truncated,
-            labels=labels,
-            pretrained=pretrained,
-            trainable=adapted.summary,
-            trained=trained,
-            shift=shift,
-            predict_seconds=predict_seconds,
-            evaluate_seconds=evaluate_seconds,
-            scoring_padding=scoring_padding,
-            peak_memory_bytes=peak_memory_bytes(accelerator),
-            artefact=artefact,
-            environment=describe_environment(
-                accelerator.num_processes, accelerator.device.type, precision_name(accelerator)
-            ),
-            notes=(*notes, *extra.layers.notes),
-            layers=prepared.layers.facts | extra.layers.facts,
-            examples=describe_examples(predictions, validation),
-            calibration=describe_calibration(
-                labels, predictions_by_role(predictions, splits), validation, config.evaluate.confidence, config.seed
-            ),
-            training=describe_training(folder.log, trained.history) if adapted.stages else {},
-            translation=describe_translation(predictions, splits, labels, metrics, extra),
-        )
-    accelerator.wait_for_everyone()
     return RunResult(results, shift, predictions, output_dir)
 
 

@@ -299,6 +299,8 @@ class RunState:
     tokens: int = 0
     padding_tokens: int = 0
     stopped_early: bool = False
+    processes: tuple[int, ...] = ()
+    """How many shared the windows, from the start on: a number for each time that it changed."""
 
 
 @dataclass(frozen=True)

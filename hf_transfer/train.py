@@ -38,6 +38,7 @@ from hf_transfer.output_layer import generator_inside
 from hf_transfer.preemption import Notice
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
+from hf_transfer.watch import here
 
 LossFunction = Callable[[Any, Batch], LossSum]
 EXAMPLES_SHOWN = 3
@@ -189,6 +190,8 @@ def train(
         state = checkpoint.load_state(folder.resume_from)
         checkpoint.load_checkpoint(folder.resume_from, adapted.model, None, accelerator)
         progress.note(f"continuing after step {state.step} of {last_step}")
+    if state.processes[-1:] != (accelerator.num_processes,):
+        state = replace(state, processes=(*state.processes, accelerator.num_processes))
     with _open_log(folder.log, state.step, accelerator.is_main_process) as log, Notice() as notice:
         for plan in plans:
             if features is not None:
@@ -202,6 +205,7 @@ def train(
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
             for step in range(state.step, plan.first_step + plan.steps):
+                here(f"training, step {step + 1} of {last_step}")
                 started = time.perf_counter()
                 torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 in_schedule = _position(state, plan, step, schedule_began, config)

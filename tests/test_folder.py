@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hf_transfer import folder
 from hf_transfer.checkpoint import save_checkpoint
 from hf_transfer.config import AdaptConfig, DataConfig, RunConfig, TrainConfig, to_yaml
 from hf_transfer.errors import InputError, RunError
@@ -17,9 +18,13 @@ from hf_transfer.folder import check_output_dir, disk_failures, open_run_folder
 from hf_transfer.records import RunState
 
 ALONE = SimpleNamespace(
-    wait_for_everyone=lambda: None, is_main_process=True, unwrap_model=lambda model: model, scaler=None
+    wait_for_everyone=lambda: None,
+    is_main_process=True,
+    num_processes=1,
+    unwrap_model=lambda model: model,
+    scaler=None,
 )
-SECOND = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=False)
+SECOND = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=False, num_processes=1)
 
 
 def leave_a_run(folder, finished: bool = True, config: RunConfig | None = None):
@@ -35,11 +40,11 @@ def leave_a_run(folder, finished: bool = True, config: RunConfig | None = None):
     return folder
 
 
-def save_step(folder, identity, step=3):
+def save_step(folder, identity, step=3, **state):
     model = torch.nn.Linear(2, 2)
     optimizer = SimpleNamespace(param_groups=[], state={})  # a real one imports torch's compiler, which takes 5 s
     names = [name for name, _ in model.named_parameters()]
-    save_checkpoint(folder / "checkpoints", model, names, optimizer, RunState(step=step), identity, 2, ALONE)
+    save_checkpoint(folder / "checkpoints", model, names, optimizer, RunState(step=step, **state), identity, 2, ALONE)
 
 
 def config_for(folder, **settings) -> RunConfig:
@@ -165,6 +170,58 @@ def test_a_run_of_other_settings_is_not_continued_and_its_folder_stays_as_it_was
     with pytest.raises(InputError, match=says):
         open_run_folder(replace(config, **changed), "f", ALONE)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+TWO = SimpleNamespace(**(vars(ALONE) | {"num_processes": 2}))
+
+
+@pytest.mark.parametrize(
+    ("others_see", "says"),
+    [
+        (["none"], r"which continue from checkpoint \(process 0: step-3, process 1: none\): choose one on st"),
+        (["step-3", "missing"], r"which find a config\.yaml \(process 0: of this run, process 1: missing\)"),
+    ],
+)
+def test_processes_that_do_not_see_the_same_folder_are_refused(tmp_path, monkeypatch, others_see, says):
+    save_step(tmp_path, open_run_folder(config_for(tmp_path), "f", ALONE)[0].identity)
+    views = iter(others_see)
+    monkeypatch.setattr(folder, "gather_object", lambda mine: [*mine, next(views)])
+    with pytest.raises(InputError, match=says):
+        open_run_folder(config_for(tmp_path, train=TrainConfig(resume="auto")), "f", TWO)
+
+
+def test_a_folder_is_given_time_to_appear(tmp_path, monkeypatch):
+    expected, slept = to_yaml(config_for(tmp_path)), []
+
+    def appear(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            (tmp_path / "config.yaml").write_text(expected, encoding="utf-8")
+
+    monkeypatch.setattr(folder.time, "sleep", appear)
+    assert folder._config_in(tmp_path, expected) == "of this run"
+    assert len(slept) == 3
+    monkeypatch.setattr(folder, "SECONDS_TO_APPEAR", 0)
+    assert folder._config_in(tmp_path, "other") == "of another run"
+    assert folder._config_in(tmp_path / "elsewhere", expected) == "missing"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "names"),
+    [
+        ((1,), TWO, "1 then 2"),
+        ((2, 1), TWO, "2 then 1 then 2"),
+        ((4, 2), TWO, "4 then 2"),
+        ((2,), TWO, ""),
+        ((), TWO, ""),
+    ],
+)
+def test_another_number_of_processes_is_stated(tmp_path, monkeypatch, before, now, names):
+    save_step(tmp_path, open_run_folder(config_for(tmp_path), "f", ALONE)[0].identity, processes=before)
+    monkeypatch.setattr(folder, "gather_object", lambda mine: mine * 2)
+    _, notes = open_run_folder(config_for(tmp_path, train=TrainConfig(resume="auto")), "f", now)
+    says = f"continued on another number of processes ({names}): the gradient of each window is the same to rounding"
+    assert [note[: len(says)] for note in notes] == [says] * bool(names)
 
 
 def test_a_run_on_other_data_is_not_continued(tmp_path):

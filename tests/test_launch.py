@@ -115,6 +115,28 @@ def test_the_first_process_is_known_before_accelerate_is_set_up(monkeypatch):
     assert not is_main_process()
 
 
+def test_processes_that_accelerate_would_not_join_are_refused(monkeypatch):
+    """Each would take itself for the only one, and write into the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "PartialState", lambda cpu, timeout: SimpleNamespace(num_processes=1))
+    with pytest.raises(InputError, match=r"started 2 processes, .* set ACCELERATE_USE_CPU=true in their environment"):
+        start_processes(TrainConfig(), "bert", stages=1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert start_processes(TrainConfig(), "bert", stages=1).num_processes == 1
+
+
+def test_long_work_of_one_process_is_waited_for_by_the_others(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(launch.watch, "start", lambda *given: asked.update(watched=given[:2]))
+    state = SimpleNamespace(num_processes=2, process_index=1)
+    monkeypatch.setattr(launch, "PartialState", lambda **given: asked.update(given) or state)
+    launch.join_processes()
+    assert asked == {"cpu": True, "timeout": launch.LONGEST_WAIT, "watched": (1, 2)}
+    assert launch.LONGEST_WAIT.total_seconds() >= 3600
+
+
 def linux_says(path: str, start: str) -> list[str]:
     """The words of the first line of a file of /proc that starts with ``start``."""
     if not Path(path).is_file():
