@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from hf_transfer.errors import InputError, Preempted, RunError
+from hf_transfer.errors import InputError, Preempted, RunError, printable
 from hf_transfer.version import __version__
 
 SECONDS_FOR_THE_FIRST_PROCESS = 30
@@ -214,7 +214,7 @@ def _leave(exit_code: int, *lines: str) -> NoReturn:
         if rank != "0":
             time.sleep(SECONDS_FOR_THE_FIRST_PROCESS)
         speaker = "hf-transfer" if rank == "0" else f"hf-transfer, process {rank}"
-        print(f"{speaker}: " + "\n".join(lines), file=sys.stderr, flush=True)
+        print(printable(f"{speaker}: " + "\n".join(lines)), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         exit_code = 130
     sys.exit(exit_code)
