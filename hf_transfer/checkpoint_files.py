@@ -119,7 +119,9 @@ def _read(name: str, find: Find, file: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--model.checkpoint {name}: {file} cannot be read ({error}): save the folder again.") from None
+        raise InputError(
+            f"--model.checkpoint {name}: {file} cannot be read ({error}): save the folder again."
+        ) from None
     if not isinstance(found, dict):
         raise InputError(f"--model.checkpoint {name}: {file} is no JSON object: save the folder again.")
     return found

@@ -305,7 +305,9 @@ def _folder_name(name: str, seed: int, setting: Setting, config: CompareConfig) 
 def _slug(text: str) -> str:
     """Letters, digits and dots; what is lost from a name is made up for by a digest, so that names stay apart."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".") else "-" for c in text)
-    return plain if plain == text and len(plain) <= 40 else f"{plain[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return (
+        plain if plain == text and len(plain) <= 40 else f"{plain[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    )
 
 
 # ---- making them -----------------------------------------------------------------------------------------------

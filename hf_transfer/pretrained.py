@@ -280,8 +280,10 @@ def _not_opened(name: str, is_local: bool, error: Exception) -> str:
 
 def _head_names(checkpoint: Checkpoint) -> list[str]:
     """Label names of the checkpoint's classification head; [] where it has none or they say nothing."""
-    architectures = checkpoint.config.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+    architectures = checkpoint.config.architectures
+    if not isinstance(architectures, list):
+        return []
+    if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         return []
     names = [str(checkpoint.config.id2label[i]) for i in sorted(checkpoint.config.id2label)]
     return [] if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names

@@ -1,7 +1,7 @@
 """What reads files of others, a valid file for each, and what they trip over: shared by the fuzz tests.
 
-``test_fuzz.py`` damages the valid files at random, ``fuzz_readers.py`` lets coverage guide it. ``fuzz_corpus/KIND`` holds
-inputs by hand and those that were trouble once.
+``test_fuzz.py`` damages the valid files at random, ``fuzz_readers.py`` lets coverage guide it. ``fuzz_corpus/KIND``
+holds inputs by hand and those that were trouble once.
 """
 
 import functools
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> object:
 
 
 def read_config(path: Path) -> object:
-    return load_config(["--config", str(path)], "hf-transfer run")
+    return command_line.load_config(["--config", str(path)], "hf-transfer run")
 
 
 def read_finished_run(path: Path) -> object:
@@ -126,7 +126,7 @@ READERS: dict[str, Read] = {
 
 
 def read_or_refuse(kind: str, path: Path, content: bytes) -> str:
-    """Let the reader of ``kind`` read ``content`` at ``path``: ``read``, or ``refused`` in words and with nothing left."""
+    """Let the reader of ``kind`` read ``content`` at ``path``: ``read``, or ``refused`` in words and nothing left."""
     path.write_bytes(content)
     before = contents(path.parent)
     try:

@@ -89,7 +89,9 @@ def test_shards_in_the_folder_are_opened(folder):
 def test_shards_elsewhere_are_refused(folder, tmp_path, name):
     name = name.format(tmp_path) if isinstance(name, str) else name
     shard(folder, name)
-    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json names .*, which are no safetensors files in"):
+    with pytest.raises(
+        InputError, match=r"model\.safetensors\.index\.json names .*, which are no safetensors files in"
+    ):
         opened(folder)
 
 

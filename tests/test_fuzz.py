@@ -26,6 +26,7 @@ FEW, MANY = 15, 10_000
 SECONDS = 20
 """That a single input may take on a busy machine; a hang takes longer."""
 
+
 @st.composite
 def damaged(draw, whole: bytes) -> bytes:
     """``whole`` after a few edits, or bytes of no kind."""

@@ -239,7 +239,10 @@ def test_the_console_of_the_browser_stays_clean(opened):
     assert opened[1] == []
 
 
-RUNS = "\"'></title></style><script>console.log(1)</script><img src=data:, onerror=console.log(2)><svg onload=console.log(3)>"
+RUNS = (
+    "\"'></title></style><script>console.log(1)</script><img src=data:, onerror=console.log(2)>"
+    "<svg onload=console.log(3)>"
+)
 
 
 def test_no_text_of_the_results_runs_in_a_browser_even_without_the_policy_of_the_page(browser, tmp_path):

@@ -24,7 +24,9 @@ def test_a_domain_gives_the_names_of_its_files(tmp_path):
     assert text == "ein Satz aus 0\n", "a line per example"
 
 
-@pytest.mark.parametrize("domain", ["../../x", "..", "/etc/x", "a" * 5000, "書" * 200, "a\0b", ".hidden", "\ud800", "a\\b"])
+@pytest.mark.parametrize(
+    "domain", ["../../x", "..", "/etc/x", "a" * 5000, "書" * 200, "a\0b", ".hidden", "\ud800", "a\\b"]
+)
 def test_no_domain_writes_anywhere_else(tmp_path, domain):
     names = written(tmp_path, domain)
     assert len(names) == 2 and max(len(name.encode()) for name in names) < 255

@@ -22,9 +22,9 @@ from hf_transfer.cli import main
 
 MARKERS = {"train": "zqtrain", "validation": "zqvalidation", "test": "zqtest"}
 """A word that stands in every row of a split, and nowhere else."""
-LABELS = ("bad", "good")
 DOMAINS = ("books", "<script>alert(1)</script>|`x`\x1b[31m\u202e\n# heading")
-QUICK = "--train.window_size 8 --evaluate.resamples 100 --train.learning_rate 1e-3 --train.checkpoint_steps 2".split()
+QUICK = ["--train.window_size", 8, "--train.learning_rate", 1e-3, "--train.checkpoint_steps", 2]
+QUICK += ["--evaluate.resamples", 100]
 
 
 def life(folder: Path, quick: bool) -> dict[str, object]:

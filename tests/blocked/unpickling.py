@@ -1,5 +1,5 @@
-"""Writes down what a process unpickles, and which files of pickled tensors it opens: one line for each, in the file that
-``HF_TRANSFER_UNPICKLED`` names. ``sitecustomize`` puts it into every process of a test that sets it."""
+"""Writes down what a process unpickles, and which files of pickled tensors it opens: one line for each, in the file
+that ``HF_TRANSFER_UNPICKLED`` names. ``sitecustomize`` puts it into every process of a test that sets it."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""From the first run to a push, on marked text, with planted tokens and every unpickling written down: what stays in."""
+"""From the first run to a push, on marked text, with planted tokens, every unpickling written down: what stays in."""
 
 import json
 import os
