@@ -70,11 +70,12 @@ def check_names(name: str, find: Find) -> None:
         for wanted in _attention(config)
         if "/" in wanted
     ]
-    weights = config.get("transformers_weights")
+    weights, indices = config.get("transformers_weights"), [INDEX_NAME]
     if weights is not None and not _holds_tensors(weights, (".safetensors", ".safetensors.index.json")):
         problems.append(f"config.json names {weights!r} as its weights, which is no safetensors file in its folder")
-    indices = {INDEX_NAME, weights} if _holds_tensors(weights, (".index.json",)) else {INDEX_NAME}
-    for index in sorted(indices):
+    elif isinstance(weights, str) and weights.endswith(".index.json"):
+        indices.append(weights)
+    for index in dict.fromkeys(indices):
         shards = _read(name, find, index).get("weight_map", {})
         wrong = sorted({str(shard) for shard in _values(shards) if not _holds_tensors(shard, (".safetensors",))})
         if wrong:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import atheris
+import datasets
 
 sys.path.insert(0, str(Path(__file__).parent))
 SECONDS = 20
@@ -26,6 +27,7 @@ def main() -> None:
         from readers import CORPUS, READERS, TROUBLE, command_line, parse_quickly, read_or_refuse, write_valid
 
         command_line._build_parser = parse_quickly
+        datasets.disable_caching()
         path = write_valid(kind, Path(tempfile.mkdtemp(dir=folder)))
         READERS[kind](path)  # imports what is imported when it is needed
     found = Path(folder, "found")

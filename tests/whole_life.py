@@ -64,7 +64,8 @@ def life(folder: Path, quick: bool) -> dict[str, object]:
         do("report", "report", folder / "compare")
         small = ["--task", "translation", "--train.max_steps", 2, "--evaluate.resamples", 100]
         do("translation", "run", *small, "--output_dir", folder / "translation")
-        run("diverged", "--train.epochs", 3, "--train.learning_rate", 1e30, "--train.head_learning_rate", 1e30)
+        broken = make_checkpoint(folder / "broken", scale=1e30)  # no gradient is finite
+        do("diverged", "run", *common[:4], "--model.checkpoint", broken, *QUICK, "--output_dir", folder / "diverged")
         run("refused", "--data.label_column", "split", "--data.split_column", "label")
     do("push", "push", folder / "full", "--repo_id", "me/model")
     do("push again", "push", folder / "lora", "--repo_id", "me/refused")
