@@ -275,7 +275,9 @@ def _damage(path: Path) -> str:
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         for name, (size, digest) in manifest.items():
-            file = path / Path(name).name
+            file = path / name
+            if file.parent != path or file.is_symlink():
+                return f"its manifest names {name!r}, which is no file of its own"
             if not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
                 return f"{name} is missing or changed"
         if "parameters.safetensors" not in manifest or "state.json" not in manifest:

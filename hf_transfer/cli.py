@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from hf_transfer.errors import EndedElsewhere, InputError, Preempted, RunError
+from hf_transfer.errors import EndedElsewhere, InputError, Preempted, RunError, printable
 from hf_transfer.version import __version__
 
 SECONDS_FOR_THE_FIRST_PROCESS = 30
@@ -193,7 +193,7 @@ def exit_codes() -> Iterator[None]:
         _leave(error, f"{len(problems)} problem{'s' * (len(problems) > 1)}", *problems)
     except EndedElsewhere as end:
         if end.speak:
-            print(f"hf-transfer: the run failed: {end}", file=sys.stderr, flush=True)
+            print(printable(f"hf-transfer: the run failed: {end}"), file=sys.stderr, flush=True)
         sys.exit(end.exit_code)
     except RunError as failure:
         _leave(failure, f"the run failed: {failure}")
@@ -225,7 +225,7 @@ def _leave(error: InputError | RunError, *lines: str) -> NoReturn:
         if rank != "0" and met is None:
             time.sleep(SECONDS_FOR_THE_FIRST_PROCESS)
         speaker = "hf-transfer" if rank == "0" else f"hf-transfer, process {rank}"
-        print(f"{speaker}: " + "\n".join(lines), file=sys.stderr, flush=True)
+        print(printable(f"{speaker}: " + "\n".join(lines)), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         exit_code = 130
     sys.exit(exit_code)

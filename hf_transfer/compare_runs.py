@@ -33,7 +33,7 @@ from hf_transfer.config import (
 )
 from hf_transfer.control_runs import DOES_NOT_APPLY, score_control, scratch_config
 from hf_transfer.domain_distances import measure_distances
-from hf_transfer.errors import InputError, RunError
+from hf_transfer.errors import InputError, RunError, printable
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.folder import deciding_settings, feature_folder
 from hf_transfer.launch import join_processes, leave_processes, start_processes
@@ -316,7 +316,9 @@ def _folder_name(name: str, seed: int, setting: Setting, config: CompareConfig) 
 def _slug(text: str) -> str:
     """Letters, digits and dots; what is lost from a name is made up for by a digest, so that names stay apart."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".") else "-" for c in text)
-    return plain if plain == text else f"{plain[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return (
+        plain if plain == text and len(plain) <= 40 else f"{plain[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    )
 
 
 # ---- making them -----------------------------------------------------------------------------------------------
@@ -411,11 +413,11 @@ def _make(run: PlannedRun, texts: Texts, is_main: bool) -> dict[str, str]:
     except (InputError, RunError, RuntimeError, ValueError, MemoryError, OSError) as error:
         met_by_all(f"run {run.name}", error)
         if is_main and DOES_NOT_APPLY in str(error):
-            print(f"{error}", flush=True)
+            print(printable(str(error)), flush=True)
         elif is_main:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "error.txt", traceback.format_exc())
-            print(f"{run.name} failed: {error}", flush=True)
+            print(printable(f"{run.name} failed: {error}"), flush=True)
         return {run.name: " ".join(str(error).split())}
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Floor 0: the ways a run ends before its time, and the exit code of each."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -37,3 +38,11 @@ class Preempted(Exception):
     again), which a job script can requeue on."""
 
     exit_code = 75
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: what could steer it, or turn the writing direction, shows as U+FFFD; lines stay lines.
+
+    Messages quote labels, domains and file names that others chose.
+    """
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", text)

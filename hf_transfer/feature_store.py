@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import zlib
@@ -124,6 +125,14 @@ def feature_store(
         store.close(keep_file=True)
         raise
     store.close()
+
+
+def _bytes_of(dtype: str) -> int:
+    """Of one number of the type that torch calls so."""
+    kind = getattr(torch, dtype)
+    if not isinstance(kind, torch.dtype):
+        raise TypeError(f"{dtype} is no type of numbers")
+    return kind.itemsize
 
 
 def _digest(key: Key) -> bytes:
@@ -269,12 +278,14 @@ class _RowFile:
         for line in lines[1:]:
             try:
                 digest, offset, size, parts, crc = json.loads(line)
-                place = _Place(offset, size, tuple((n, tuple(shape), kind) for n, shape, kind in parts), crc)
-            except ValueError:
-                break  # the line that was being written
-            if offset + size > min(on_disk, self._limit):
+                place = _Place(offset, size, tuple((str(n), tuple(shape), kind) for n, shape, kind in parts), crc)
+                whole = offset >= 0 and size == sum(math.prod(p[1]) * _bytes_of(p[2]) for p in place.parts)
+                key = bytes.fromhex(digest)
+            except (ValueError, TypeError, AttributeError, RecursionError):
+                break  # the line that was being written, or one that nobody here wrote
+            if not whole or offset + size > min(on_disk, self._limit):
                 break
-            self._places[bytes.fromhex(digest)] = place
+            self._places[key] = place
             self.used = offset + size
         if self._places and len(self._places) < len(lines) - 1:  # lines that are not believed would be read again
             kept = "\n".join(lines[: len(self._places) + 1]) + "\n"

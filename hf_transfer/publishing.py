@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_transfer.config import PublishConfig, RunConfig
-from hf_transfer.errors import InputError, RunError
+from hf_transfer.errors import InputError, RunError, printable
 from hf_transfer.loading import METADATA_NAME
 from hf_transfer.parcel import Parcel, SentFile, is_ours, pack
 
@@ -180,7 +180,7 @@ def _attempt(api: HfApi, repo_id: str, settings: PublishConfig, parcel: Parcel) 
     if settings.create_pr and (found := _open_request(api, repo_id, parcel.files)):
         return found
     if old:
-        print(f"Removed there, left by an earlier push: {', '.join(old)}", flush=True)
+        print(printable(f"Removed there, left by an earlier push: {', '.join(old)}"), flush=True)
     additions = [
         CommitOperationAdd(file.path, file.content if isinstance(file.content, bytes) else str(file.content))
         for file in new
@@ -256,7 +256,7 @@ def _patiently(step: Callable[[], Got]) -> Got:
             wait = _seconds_to_wait(error, attempt)
             if wait is None or attempt == ATTEMPTS:
                 raise
-            print(f"The push was interrupted ({_without_token(error)}): again in {wait:g} s", flush=True)
+            print(printable(f"The push was interrupted ({_without_token(error)}): again in {wait:g} s"), flush=True)
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 

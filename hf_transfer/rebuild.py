@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.checkpoint_files import is_plain_name
 from hf_transfer.comparison import FinishedRun, join, run_facts
 from hf_transfer.errors import InputError
 from hf_transfer.report import read_results
@@ -184,10 +185,13 @@ def _plan_of(path: Path) -> list[dict[str, Any]] | None:
     remedy = "repeat the comparison, or remove the file to report on the runs that are there"
     try:
         plan = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{place} cannot be read ({error}): {remedy}.") from None
     if not isinstance(plan, list) or not all(isinstance(f, dict) and {"name", *FACTS} <= f.keys() for f in plan):
         raise InputError(f"{place} is not a plan of runs: {remedy}.")
+    foreign = [facts["name"] for facts in plan if not is_plain_name(facts["name"])]
+    if foreign:  # what went wrong in a run is read from the folder of its name
+        raise InputError(f"{place} names {foreign[0]!r}, which is no folder in runs/: {remedy}.")
     return plan
 
 
@@ -208,7 +212,7 @@ def _distances_of(path: Path) -> dict[tuple[str, str], Any]:
     """Distances that a stopped comparison measured; they are kept under what decides them, the pair coming last."""
     try:
         kept = json.loads((path / "distances.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     pairs = {tuple(name.split("\0")[-2:]): values for name, values in kept.items() if values}
     return {

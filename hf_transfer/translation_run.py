@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,7 +288,15 @@ def write_translations(folder: Path, predictions: Predictions, labels: LabelSpac
         return
     folder.mkdir(parents=True, exist_ok=True)
     for domain, part in split_predictions(predictions).items():
-        name = re.sub(r"[^\w.-]", "-", domain)
+        name = _file_name(domain)
         for side, texts in (("hypothesis", part.predicted), ("reference", part.reference)):
             lines = [" ".join(str(text).split("\n")) + "\n" for text in texts]
             (folder / f"{name}.{side}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _file_name(domain: str) -> str:
+    """A domain as the beginning of a file's name: inside its folder, short, and no other domain's."""
+    plain = re.sub(r"[^\w.-]", "-", domain)
+    if plain == domain and len(plain.encode()) <= 100:
+        return plain
+    return f"{plain[:25]}-{hashlib.sha256(domain.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"

@@ -1,5 +1,6 @@
 """Checkpoints for resuming: complete or absent, damage is noticed, and nothing in them is pickled."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -197,7 +198,30 @@ def list_the_manifest(path: Path) -> None:
     (path / "manifest.json").write_text("[]")
 
 
+def name_a_file_outside(path: Path) -> None:
+    """One that is there, with its right size and hash."""
+    outside = path.parent / "elsewhere.json"
+    outside.write_text("{}")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest |= {"../elsewhere.json": [2, hashlib.sha256(b"{}").hexdigest()]}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def name_a_file_by_its_whole_path(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest[str(path.parent / "state.json")] = manifest.pop("state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def link_a_file(path: Path) -> None:
+    (path / "state.json").rename(path.parent / "state.json")
+    (path / "state.json").symlink_to(path.parent / "state.json")
+
+
 DAMAGES = {
+    name_a_file_outside: "its manifest names '../elsewhere.json', which is no file of its own",
+    name_a_file_by_its_whole_path: "its manifest names '/",
+    link_a_file: "its manifest names 'state.json', which is no file of its own",
     truncate: "parameters.safetensors is missing or changed",
     flip_a_bit: "parameters.safetensors is missing or changed",
     lose_the_state: "state.json is missing or changed",

@@ -387,3 +387,14 @@ def test_an_output_folder_with_a_finished_run_is_refused_and_left_as_it_was(tmp_
         capsys.readouterr().err
     )
     assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("results.json", "{}")]
+
+
+def test_what_others_named_cannot_steer_the_terminal(monkeypatch, capsys):
+    """Labels, domains and file names are quoted in messages, and may hold anything."""
+    with pytest.raises(SystemExit), cli.exit_codes():
+        raise InputError(["the label \x1b[2J\x1b]0;x\x07 and \u202eegnahc", "a second\nline\r"])
+    said = capsys.readouterr().err
+    assert "the label \ufffd[2J\ufffd]0;x\ufffd and \ufffdegnahc\n  - a second\nline\ufffd\n" in said
+    with pytest.raises(SystemExit), cli.exit_codes():
+        raise RunError("lost \x9b1m")
+    assert capsys.readouterr().err == "hf-transfer: the run failed: lost \ufffd1m\n"

@@ -199,6 +199,32 @@ def test_a_line_that_was_being_written_ends_the_index(tmp_path):
     assert all(same(again.get(key(number)), row(number)) for number in range(4))
 
 
+STRANGE = [
+    [0, 0, 192, [["states", [6, 8], "float32"]], 0],
+    ["00", "0", 192, [["states", [6, 8], "float32"]], 0],
+    ["zz", 0, 192, [["states", [6, 8], "float32"]], 0],
+    ["00", -192, 192, [["states", [6, 8], "float32"]], 0],
+    ["00", 0, 192, [["states", [6, 8], "load"]], 0],
+    ["00", 0, 192, [["states", [6, 8], "no such type"]], 0],
+    ["00", 0, 192, [["states", [600, 800], "float32"]], 0],
+    ["00", 0, 192, [["states", ["6", 8], "float32"]], 0],
+    ["00", 0, 192, 7, 0],
+    7,
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("line", STRANGE, ids=map(str, range(len(STRANGE))))
+def test_a_line_that_nobody_here_wrote_ends_the_index(tmp_path, line):
+    left_by_a_killed_run(tmp_path / "features")
+    index = tmp_path / "features" / "rows.jsonl"
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join([*lines[:3], json.dumps(line), *lines[3:]]) + "\n")
+    store = FeatureStore(0, tmp_path / "features", 1 << 20)
+    assert [same(store.get(key(number)), row(number)) for number in range(4)] == [True, True, False, False]
+    assert len(index.read_text().splitlines()) == 3
+
+
 def test_the_file_goes_when_the_work_is_done_and_stays_after_an_error(tmp_path):
     folder = tmp_path / "out" / "features" / "0"
     with pytest.raises(KeyboardInterrupt), feature_store(folder, 1 << 20) as store:

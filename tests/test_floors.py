@@ -32,6 +32,7 @@ FLOORS = {
     "layers": 1.7,
     "batching": 1,
     "content_cache": 1,
+    "checkpoint_files": 1,
     "dropout": 1,
     "preemption": 1,
     "watch": 1,

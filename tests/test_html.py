@@ -159,13 +159,13 @@ def test_the_page_refers_to_nothing_outside_itself_and_runs_nothing(drawn):
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-def poison(value):
+def poison(value, attack=ATTACK):
     """``value`` with every string in it replaced by an attack."""
     if isinstance(value, dict):
-        return {key: poison(item) for key, item in value.items()}
+        return {key: poison(item, attack) for key, item in value.items()}
     if isinstance(value, list):
-        return [poison(item) for item in value]
-    return ATTACK if isinstance(value, str) else value
+        return [poison(item, attack) for item in value]
+    return attack if isinstance(value, str) else value
 
 
 def test_no_text_of_the_results_becomes_an_element():
@@ -237,6 +237,21 @@ def test_the_page_fits_its_window_and_its_text_can_be_read(opened, page, width, 
 
 def test_the_console_of_the_browser_stays_clean(opened):
     assert opened[1] == []
+
+
+RUNS = (
+    "\"'></title></style><script>console.log(1)</script><img src=data:, onerror=console.log(2)>"
+    "<svg onload=console.log(3)>"
+)
+
+
+def test_no_text_of_the_results_runs_in_a_browser_even_without_the_policy_of_the_page(browser, tmp_path):
+    results = poison(example_results(domains=3, seeds=1, strategies=("lora",), controls=("tfidf",)), RUNS)
+    page = re.sub(r"<meta http-equiv=[^>]*>", "", to_html(results))
+    assert "Content-Security-Policy" not in page and html.escape(RUNS)[:20] in page
+    assert measure_pages(browser, {"poisoned": page}, tmp_path)[1] == []
+    caught = measure_pages(browser, {"open": page.replace("<footer>", f"{RUNS}<footer>")}, tmp_path)[1]
+    assert [number for number in "123" if any(f'"{number}"' in line for line in caught)] == ["1", "2", "3"]
 
 
 def test_the_page_turns_dark_with_the_system(opened):

@@ -427,6 +427,20 @@ def test_only_names_of_the_list_count_as_ours(name):
     assert is_ours("model-00001-of-00002.safetensors") and is_ours("merged/config.json") and is_ours("shift.csv")
 
 
+def test_places_that_results_name_are_not_looked_for(run, tmp_path):
+    """results.json may be anybody's: what is sent comes from the run's own folders."""
+    write_model(tmp_path / "elsewhere", METADATA, MODEL | {"model.safetensors": b"theirs"})
+    results = json.loads((run / "results.json").read_text())
+    results["artefact"] |= {"path": "../elsewhere", "also": ["../elsewhere", str(tmp_path / "elsewhere")]}
+    write_json(run / "results.json", results)
+    parcel = pack(run, "me/model")
+    assert {file.path for file in parcel.files} == SENT
+    assert {file.content.parent for file in parcel.files if isinstance(file.content, Path)} == {
+        run / "model",
+        run / "figures",
+    }
+
+
 def test_a_datastore_of_translations_is_refused(run):
     (run / "model" / "knn").mkdir()
     with pytest.raises(InputError, match="datastore of kNN-MT"):

@@ -1,6 +1,7 @@
 """Reports made again from results.json files: equal to the first, complete, or refused before anything is written."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -201,6 +202,18 @@ def test_a_damaged_plan_is_refused_with_a_remedy_and_nothing_written(compared, t
     with pytest.raises(InputError, match=r"plan\.json .*: repeat the comparison, or remove the file to report on the"):
         rebuild_report([folder])
     assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "..", "", 3])
+def test_a_plan_that_names_a_folder_elsewhere_is_refused_and_that_folder_not_read(compared, tmp_path, name):
+    folder, _ = compared
+    remove_report(folder)
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "error.txt").write_text("secret")
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps([*plan, plan[0] | {"name": name}]))
+    with pytest.raises(InputError, match=rf"plan\.json names {re.escape(repr(name))}, which is no folder in runs/"):
+        rebuild_report([folder])
 
 
 @pytest.mark.parametrize("text", ["not: [a", "seed: 3", "a list", "evaluate: 3\nseed: 0", ""])

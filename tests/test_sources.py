@@ -17,6 +17,7 @@ from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import DomainTable
 from hf_transfer.sources import bundled, check_rows, labelled, load_source, read_source
+from hf_transfer.sources.parallel import read_pairs
 
 ROWS = [
     {"text": "Good, really good", "label": "positive"},
@@ -266,6 +267,35 @@ def test_an_unknown_suffix_and_an_empty_folder_are_refused_with_the_known_ones(t
     assert "'.txt', expected one of .csv .tsv .jsonl .json .parquet" in refused(tmp_path / "a.txt")
     message = refused(tmp_path)
     assert "holds no data file" in message and "a.txt" in message
+
+
+@pytest.mark.parametrize("name", ["reviews.csv.gz", "reviews.zip", "reviews.tar", "reviews.pkl", "reviews.npy"])
+def test_archives_and_pickles_are_no_data_files(tmp_path, name):
+    """Nothing is unpacked, so that no name inside an archive can lead anywhere."""
+    (tmp_path / name).write_bytes(b"PK")
+    assert "expected one of .csv .tsv .jsonl .json .parquet" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["pipe.csv", "pipe.tmx", "zero.csv"])
+def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, name):
+    if name.startswith("zero"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / name)
+    read = read_pairs if name.endswith("tmx") else read_source
+    with pytest.raises(InputError, match=r"is no regular file: write what it gives to one first"):
+        read(DataConfig(source=str(tmp_path / name), source_lang="en", target_lang="de"))
+
+
+def test_links_that_a_user_made_are_followed_and_broken_ones_are_not_there(tmp_path):
+    """Names of data files come from the user's own disk: a link is how its owner says where a file is."""
+    write(tmp_path / "elsewhere.csv", ROWS)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "books.csv").symlink_to(tmp_path / "elsewhere.csv")
+    (tmp_path / "folder" / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    (tmp_path / "folder" / "around").symlink_to(tmp_path / "folder")
+    table = load_source(DataConfig(source=str(tmp_path / "folder")))
+    assert set(column(table, "domain")) == {"books"} and len(table.rows) == len(ROWS)
 
 
 def test_a_missing_column_is_refused_with_those_that_are_there(tmp_path):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from hf_transfer.errors import InputError
+from hf_transfer.errors import InputError, printable
 from hf_transfer.records import (
     Artefact,
     DomainSplits,
@@ -362,7 +362,7 @@ def format_amount(metric: str, difference: float | None) -> str:
 def one_line(text: str) -> str:
     """Text from data on one line; what could steer a terminal or turn the writing direction shows as U+FFFD."""
     line = re.sub(r"[^\S ]+", " ", text).strip()  # spaces stay: notes align their columns with them
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", line) or "(empty)"
+    return printable(line) or "(empty)"
 
 
 def _number(metric: str, value: float, like: float) -> str:

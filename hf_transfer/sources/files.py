@@ -82,6 +82,9 @@ def read_each(files: Sequence[DataFile], read: Callable[[DataFile], Result]) -> 
     parts = []
     problems: list[str] = []
     for file in files:
+        if not file.path.is_file():  # a pipe would be waited for, and a device may never end
+            problems.append(f"--data.source {file.path} is no regular file: write what it gives to one first.")
+            continue
         try:
             parts.append(read(file))
         except InputError as error:
@@ -196,7 +199,9 @@ def read_json(file: DataFile, columns: Sequence[str]) -> Part:
         stream.seek(0)
         try:
             records = json.load(stream)
-        except json.JSONDecodeError as error:
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file.place} is not JSON ({error}): mend it, or write one object per line.") from None
     return _from_records(file, columns, records)
 
@@ -364,7 +369,7 @@ def _parse_lines(stream: TextIO) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # no JSON; a number of 5,000 digits; a thousand open brackets
                 yield error
 
 
@@ -378,9 +383,9 @@ def _from_records(file: DataFile, columns: Sequence[str], records: Iterable[Any]
     row = 0
     for row, record in enumerate(records, 1):
         if not isinstance(record, dict):
-            cause = (
-                f"{record.msg}, column {record.colno}" if isinstance(record, json.JSONDecodeError) else kind_of(record)
-            )
+            cause = str(record) if isinstance(record, Exception) else kind_of(record)
+            if isinstance(record, json.JSONDecodeError):
+                cause = f"{record.msg}, column {record.colno}"
             malformed.append(f"{file.place}:{row} ({cause})")
             record = {}
         names.update(dict.fromkeys(record))

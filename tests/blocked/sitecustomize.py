@@ -2,6 +2,7 @@
 through PYTHONPATH, of every process that they start."""
 
 import ipaddress
+import os
 import socket
 
 _connect = socket.socket.connect
@@ -41,3 +42,8 @@ _resolve = socket.getaddrinfo
 socket.socket.connect = _refuse
 socket.socket.connect_ex = lambda self, address: _refuse(self, address) or 0
 socket.getaddrinfo = _refuse_name
+
+if "HF_TRANSFER_UNPICKLED" in os.environ:
+    from unpickling import watch
+
+    watch(os.environ["HF_TRANSFER_UNPICKLED"])

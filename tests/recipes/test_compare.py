@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -396,3 +397,11 @@ def test_two_processes_compare_as_one_does(tmp_path, checkpoint):
     assert values[0] == pytest.approx(values[1], abs=0.03)
     counts = [[(s["domain"], s["count"]) for s in results["scores"]] for results in (one, two)]
     assert counts[0] == counts[1], "each example once"
+
+
+@pytest.mark.parametrize("domain", ["../../x", "a" * 300, "書" * 90, "a\0b", "<b>", ".." * 50])
+def test_a_run_on_any_domain_has_a_folder_of_its_own_with_a_short_name(domain):
+    from hf_transfer.compare_runs import _slug
+
+    assert re.fullmatch(r"[\w.-]{1,47}", _slug(domain), re.ASCII)
+    assert len({_slug(domain), _slug(domain + "x"), _slug("books")}) == 3 and _slug("books") == "books"
