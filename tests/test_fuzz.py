@@ -106,7 +106,7 @@ def test_a_damaged_file_is_read_or_refused(kind, count, tmp_path):
     assert min(seen.values()), f"an experiment in which all is one or the other shows little: {seen}"
 
 
-@pytest.mark.parametrize("count", [FEW // 5, pytest.param(AT_RANDOM // 50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [FEW // 5, pytest.param(AT_RANDOM // 100, marks=pytest.mark.slow)])
 def test_a_comparison_that_was_edited_inside_is_reported_or_refused_and_nothing_half_written(count, tmp_path):
     """Most of a second each, which drawing its figures takes."""
     whole = example_results(domains=3, seeds=2, strategies=("probe", "lora"), controls=("tfidf",)) | {"seed": 0}
