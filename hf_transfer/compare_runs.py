@@ -46,6 +46,7 @@ from hf_transfer.report.results import shown_config, shown_text
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_rows, read_text
+from hf_transfer.trackers import check_trackers
 
 OUTPUTS = (
     "results.json",
@@ -113,6 +114,7 @@ def compare(
     """
     disable_progress_bars()
     config = check_config(_as_comparison(config, strategies, controls, seeds))
+    check_trackers(config.report.trackers)
     output_dir = Path(config.output_dir)
     texts = Texts()
     plan = plan_runs(config, texts)
@@ -245,10 +247,16 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
         "publish": dataclasses.replace(config.publish, export=_export(config, name)),
         "output_dir": str(Path(config.output_dir) / "runs" / folder),
         "overwrite": False,
+        "report": dataclasses.replace(config.report, tracker_run=_tracker_run(config, folder)),
         "seed": seed,
     }
     keep = config.keep_models == "all" or (config.keep_models == "first_seed" and seed == config.seeds[0])
     return PlannedRun(folder, name, setting, RunConfig(**fields), keep and not setting.target_examples)
+
+
+def _tracker_run(config: CompareConfig, folder: str) -> str:
+    """``compare/lora-s0``: runs of several comparisons may stand under one project."""
+    return f"{_slug(config.report.tracker_run or Path(config.output_dir).resolve().name)}/{folder}"[:100]
 
 
 def _export(config: CompareConfig, name: str) -> Any:

@@ -74,6 +74,7 @@ FLOORS = {
     "control_runs": 4.5,
     "domain_distances": 4.5,
     "artefact": 4.5,
+    "trackers": 4.3,
     "parcel": 4.6,
     "publishing": 4.7,
     "comparison": 4.5,
@@ -102,6 +103,7 @@ DOORS = {
         "launch",
         "layer_runs",
         "predict",
+        "trackers",
         "train",
         "translation_run",
     },
@@ -129,6 +131,7 @@ DOORS = {
     "jinja2": {"report/html"},
     "jsonargparse": {"command_line"},
     "matplotlib": {"report/plots"},
+    "mlflow": {"trackers"},
     "peft": {"adapt/lora", "loading"},
     "pyarrow": {
         "content_cache",
