@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 import shutil
 import traceback
 from collections.abc import Iterator, Sequence
@@ -256,7 +257,8 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
 
 def _tracker_run(config: CompareConfig, folder: str) -> str:
     """``compare/lora-s0``: runs of several comparisons may stand under one project."""
-    return f"{_slug(config.report.tracker_run or Path(config.output_dir).resolve().name)}/{folder}"[:100]
+    whole = config.report.tracker_run or Path(config.output_dir).resolve().name
+    return f"{re.sub(r'[^A-Za-z0-9_./-]', '-', whole)}/{folder}"
 
 
 def _export(config: CompareConfig, name: str) -> Any:
