@@ -168,9 +168,7 @@ def _each(digests: bytearray) -> Iterator[bytes]:
     return (bytes(digests[start : start + DIGEST_BYTES]) for start in range(0, len(digests), DIGEST_BYTES))
 
 
-def _word_sets(
-    train_texts: Iterator[str], test_texts: Iterator[str], threshold: float
-) -> tuple[WordSets, WordSets]:
+def _word_sets(train_texts: Iterator[str], test_texts: Iterator[str], threshold: float) -> tuple[WordSets, WordSets]:
     """Word sets of both sides over one numbering: by number of texts that hold the word.
 
     Only words of test are numbered, so that a vocabulary of train, which grows with every name and number in it, is not

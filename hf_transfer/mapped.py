@@ -1,8 +1,9 @@
 """Floor 0: columns and numbers that outgrow memory, in files that are mapped into it.
 
 Up to ``MEMORY_BYTES`` all stays in memory. What is beyond lies in a file of the folder of the caches of datasets
-(``HF_DATASETS_CACHE``) that has lost its name as soon as it is mapped: it is gone with the last use, however the process
-ends, and the system drops and reads again its pages as memory demands. A disk that takes no more costs memory instead.
+(``HF_DATASETS_CACHE``) that has lost its name as soon as it is mapped: it is gone with the last use, however the
+process ends, and the system drops and reads again its pages as memory demands. A disk that takes no more costs memory
+instead.
 """
 
 from __future__ import annotations
@@ -152,9 +153,11 @@ class Numbers:
         self._waiting, self._waiting_count = [], 0
 
 
-def map_to_disk(rows: Dataset, encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], dropped: list[str]) -> Dataset:
-    """``rows`` with the columns that ``encode`` makes of a batch in place of those ``dropped``, written to a file as they
-    are made; in memory where the disk takes no more."""
+def map_to_disk(
+    rows: Dataset, encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], dropped: list[str]
+) -> Dataset:
+    """``rows`` with the columns that ``encode`` makes of a batch in place of those ``dropped``, written to a file as
+    they are made; in memory where the disk takes no more."""
 
     def mapped_to(path: str | None) -> Dataset:
         return rows.map(
@@ -185,6 +188,6 @@ def _new_file() -> Path:
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_transfer"
     folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=folder, prefix="mapped-")
+    handle, name = tempfile.mkstemp(dir=folder, prefix="mapped-", suffix=".arrow")
     os.close(handle)
     return Path(name)

@@ -227,9 +227,7 @@ def _strata(
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     class_names = list(numbers)
-    strata = [
-        (domains[number // len(numbers)], class_names[number % len(numbers)]) for number in found[order].tolist()
-    ]
+    strata = [(domains[number // len(numbers)], class_names[number % len(numbers)]) for number in found[order].tolist()]
     return tuple(strata), np.stack([rows, place[stratum]], axis=1).astype(np.int64).reshape(-1, 2)
 
 

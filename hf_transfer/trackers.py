@@ -1,8 +1,8 @@
 """Floor 4: what log.jsonl holds, sent to experiment trackers as well: TensorBoard, Weights & Biases, MLflow, Trackio.
 
 Only numbers and settings go there, no text and no ids of examples. The main process of a run has one tracker run for
-each; controls have none. Accelerate's tracker classes make the calls, each in a thread of its own: a server that is slow
-or gone delays no step, and costs a run its tracker at most.
+each; controls have none. Accelerate's tracker classes make the calls, each in a thread of its own: a server that is
+slow or gone delays no step, and costs a run its tracker at most.
 """
 
 from __future__ import annotations

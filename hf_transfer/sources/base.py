@@ -457,7 +457,8 @@ def _repeated_ids(table: pa.Table, data: DataConfig) -> list[str]:
     if data.id_column is None:  # places are unique as they are
         return []
     counts = pc.value_counts(table["example_id"])
-    repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.invert(blank(counts.field("values")))))
+    unnamed = blank(pa.chunked_array([counts.field("values")])).combine_chunks()
+    repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.invert(unnamed)))
     problems = []
     for value in repeated.field("values").slice(0, PLACES_SHOWN).to_pylist():
         places = shown_places(table["place"], pc.equal(table["example_id"], value))
