@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 import shutil
 import traceback
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ from hf_transfer.report.results import shown_config, shown_text
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_rows, read_text
+from hf_transfer.trackers import check_trackers
 from hf_transfer.watch import here, met_by_all, one_for_all
 
 OUTPUTS = (
@@ -114,6 +116,7 @@ def compare(
     """
     disable_progress_bars()
     config = check_config(_as_comparison(config, strategies, controls, seeds))
+    check_trackers(config.report.trackers)
     join_processes()
     with one_for_all("Start all processes again: the same command goes on with the runs that are missing."):
         results = _compare(config)
@@ -256,10 +259,17 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
         "publish": dataclasses.replace(config.publish, export=_export(config, name)),
         "output_dir": str(Path(config.output_dir) / "runs" / folder),
         "overwrite": False,
+        "report": dataclasses.replace(config.report, tracker_run=_tracker_run(config, folder)),
         "seed": seed,
     }
     keep = config.keep_models == "all" or (config.keep_models == "first_seed" and seed == config.seeds[0])
     return PlannedRun(folder, name, setting, RunConfig(**fields), keep and not setting.target_examples)
+
+
+def _tracker_run(config: CompareConfig, folder: str) -> str:
+    """``compare/lora-s0``: runs of several comparisons may stand under one project."""
+    whole = config.report.tracker_run or Path(config.output_dir).resolve().name
+    return f"{re.sub(r'[^A-Za-z0-9_./-]', '-', whole)}/{folder}"
 
 
 def _export(config: CompareConfig, name: str) -> Any:

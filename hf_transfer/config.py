@@ -29,6 +29,7 @@ CONTROLS_OF = {
 }
 CONTROLS = CONTROLS_OF["classification"]
 SEED_LIMIT = 2**32
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 RATES = {
     "classification": {"full": 5e-5, "freeze": 1e-4, "lora": 5e-4, "probe": 2e-3},
     "translation": {"full": 2e-4, "freeze": 3e-4, "lora": 1e-3, "mixed": 2e-4, "interpolated": 2e-4, "knn": 2e-4},
@@ -547,10 +548,35 @@ class ReportConfig:
 
     show_examples: bool = False
     """Quote test texts (the surest mistakes) in the report; off, because texts may be private."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that get what log.jsonl gets, and the scores: any of `tensorboard`, `wandb`, `mlflow`, `trackio`."""
+    tracker_project: str = "hf-transfer"
+    """Project (MLflow: experiment) that the run stands under in the trackers."""
+    tracker_run: str | None = None
+    """Name of the run in the trackers; by default the last part of the output folder, in a comparison that of each run."""
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
-        return []
+        found = _repeated("report.trackers", self.trackers)
+        unknown = [name for name in self.trackers if name not in TRACKERS]
+        if unknown:
+            close = nearest(unknown[0], TRACKERS)
+            hint = f" Did you mean {close}?" if close else ""
+            found.append(
+                f"--report.trackers names {', '.join(map(repr, unknown))}, which is no known tracker.{hint} There are "
+                f"{', '.join(TRACKERS)}."
+            )
+        for name in ("tracker_project", "tracker_run"):
+            given = getattr(self, name)
+            if given is not None and not _TRACKER_NAME.fullmatch(given):
+                found.append(
+                    f"--report.{name} {given!r} must be 1 to 100 letters, digits, dots, hyphens, underscores or slashes, "
+                    "and begin with a letter or digit: try reviews."
+                )
+        return found
+
+
+_TRACKER_NAME = re.compile(r"[A-Za-z0-9][\w./-]{0,99}", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,10 @@ OUTPUTS = (
     "controls",
     "translations",
     "ctranslate2",
+    "trackers",
+    "trackers.json",
 )
+TRACKED = ("trackers", "trackers.json")
 # Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a
 # window changes dropout's draws only), and where data come from may change since the fingerprint may not.
 FREE_TO_CHANGE = {
@@ -109,7 +112,7 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OUTPUTS:
-            if resume_from is not None and name in ("checkpoints", "features", "log.jsonl"):
+            if resume_from is not None and name in ("checkpoints", "features", "log.jsonl", *TRACKED):
                 continue
             path = folder / name
             if name == "config.yaml":  # replaced below: it marks the folder as a run's, so it must never be missing

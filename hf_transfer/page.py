@@ -20,7 +20,7 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from hf_transfer.adapt import Adapted
 from hf_transfer.artefact import save_artefact
 from hf_transfer.comparison import compare_with_controls, join
-from hf_transfer.config import RunConfig, check_config
+from hf_transfer.config import ReportConfig, RunConfig, check_config
 from hf_transfer.control_runs import score_controls
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.features import stored_features
@@ -55,11 +55,12 @@ from hf_transfer.records import (
 from hf_transfer.report import Progress, build_results, describe_environment, print_results
 from hf_transfer.report.examples import describe_calibration, describe_examples
 from hf_transfer.report.files import write_report
-from hf_transfer.report.results import describe_training
+from hf_transfer.report.results import describe_training, shown_config
 from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.shift import predictions_by_role, score_test
 from hf_transfer.tasks import TASKS, TaskFunctions
 from hf_transfer.text import read_text
+from hf_transfer.trackers import Trackers, check_trackers
 from hf_transfer.train import Chooser, plan_stages, train
 from hf_transfer.translation_run import (
     describe_translation,
@@ -110,6 +111,7 @@ def run(config: RunConfig) -> RunResult:
     """
     disable_progress_bars()
     check_publishing(check_config(config))
+    check_trackers(config.report.trackers)
     join_processes()
     with one_for_all(how_to_go_on(config)):
         output_dir = check_output_dir(config)
@@ -180,6 +182,14 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             done_steps=folder.done_steps,
             is_main=accelerator.is_main_process,
         ) as progress,
+        Trackers(
+            config.report if accelerator.is_main_process and stage == "adapted" else ReportConfig(),
+            output_dir,
+            shown_config(dataclasses.asdict(config)),
+            folder.done_steps,
+            folder.continues_here,
+            progress.note,
+        ) as trackers,
     ):
         told = text.shared.setdefault("told", set())  # runs of a comparison share the text, and what is said of it
         for line in (*_describe(config, splits, labels, adapted), *text.table.notes, *splits.notes, *notes):
@@ -188,7 +198,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
             told.add(line)
         trained = train(
             adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress, features,
-            encoded.mixture,
+            encoded.mixture, trackers if config.report.trackers else None,
         )  # fmt: skip
         adapted, functions, trained, extra = finish_strategy(
             adapted, trained, start, encoded, functions, validate_on, pretrained, labels, config, higher_is_better,
@@ -203,6 +213,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         predict_seconds = time.perf_counter() - started
         shift = score_test(stage, predictions, splits, metrics, config.evaluate, config.seed)
         evaluate_seconds = time.perf_counter() - started
+        trackers.scored(shift, trained)
         seen = encoded.validation if functions.translate is None else encoded.validation.select([])
         validation = predict_rows(seen, adapted.model)
         scoring_padding = scored_padding(adapted.model, rows, functions, config.evaluate)
@@ -255,7 +266,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 environment=describe_environment(
                     accelerator.num_processes, accelerator.device.type, precision_name(accelerator)
                 ),
-                notes=(*notes, *extra.layers.notes),
+                notes=(*notes, *extra.layers.notes, *trackers.notes),
                 layers=prepared.layers.facts | extra.layers.facts,
                 examples=describe_examples(predictions, validation),
                 calibration=describe_calibration(

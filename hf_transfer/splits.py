@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config import DataConfig
 from hf_transfer.content_cache import content_key, kept_facts, rows_digest
-from hf_transfer.duplicates import content_digest, find_leaks, normalised_texts
+from hf_transfer.duplicates import content_digest, find_leaks, normalised_texts, numbered
 from hf_transfer.errors import InputError
 from hf_transfer.fields import nearest
 from hf_transfer.labels import as_names, guess_problem, read_label
@@ -60,15 +60,18 @@ class RowFacts:
     """Domain and class name of each stratum; where labels are numbers, the domain is one stratum of class None."""
     members: np.ndarray
     """[memberships, 2] row and stratum: a row belongs to each of its classes in its domain."""
-    digests: tuple[bytes, ...]
-    """[rows] sha256 of the normalised text."""
+    digests: np.ndarray
+    """[rows, 32] sha256 of the normalised text."""
 
     def positions(self, salt: str) -> np.ndarray:
         """[rows] floats in [0, 1): equal for equal texts, and independent draws for different salts."""
         import numpy as np
 
         prefix = salt.encode("utf-8") + b"\0"
-        first_bytes = b"".join(hashlib.sha256(prefix + digest).digest()[:8] for digest in self.digests)
+        raw = memoryview(self.digests.ravel())
+        first_bytes = b"".join(
+            hashlib.sha256(prefix + raw[start : start + 32]).digest()[:8] for start in range(0, len(raw), 32)
+        )
         return (np.frombuffer(first_bytes, dtype=">u8") >> np.uint64(11)) / 2.0**53  # the 53 bits of a float
 
 
@@ -152,47 +155,80 @@ def _row_facts(table: DomainTable, data: DataConfig) -> RowFacts:
 
     names = [name for name in ("domain", "split", "label") if name in table.rows.column_names]
     columns = table.rows.select_columns(names).with_format("arrow")[:]
-    domains: dict[str, int] = {}
-    labels: dict[str, int] = {}
-    domain = [domains.setdefault(name, len(domains)) for name in columns["domain"].to_pylist()]
-    raw_labels = columns["label"].to_pylist() if "label" in names else None  # parallel text has none
-    label = [labels.setdefault(str(raw), len(labels)) for raw in raw_labels or [None] * len(domain)]
-    strata, members = _strata(tuple(domains), domain, raw_labels, data)
+    domains, domain = numbered(columns["domain"])
+    splits, split = numbered(columns["split"])
+    labels: list[Any] = [None]  # parallel text has none
+    label = np.zeros(len(domain), dtype=np.int64)
+    if "label" in names:
+        labels, label = numbered(columns["label"])
+    same: dict[str, int] = {}
+    as_text = np.array([same.setdefault(str(raw), len(same)) for raw in labels], dtype=np.int64)
+    strata, members = _strata(tuple(domains), domain, labels if "label" in names else None, label, data)
     return RowFacts(
         domains=tuple(domains),
-        domain=np.array(domain, dtype=np.int64),
-        published=np.array(columns["split"].to_pylist(), dtype=object),
-        label=np.array(label, dtype=np.int64),
+        domain=domain,
+        published=np.array(splits, dtype=object)[split] if splits else np.empty(0, dtype=object),
+        label=as_text[label],
         strata=strata,
         members=members,
-        digests=tuple(bytes.fromhex(digest) for digest in _content_digests(table.rows)),
+        digests=_content_digests(table.rows),
     )
 
 
-def _content_digests(rows: Dataset) -> list[str]:
-    """[rows] ``content_digest`` of each normalised text, in hexadecimal."""
+def _content_digests(rows: Dataset) -> np.ndarray:
+    """[rows, 32] ``content_digest`` of each normalised text."""
+    import numpy as np
+
+    def make() -> str:
+        digests = bytearray()
+        for text in normalised_texts(rows):
+            digests += content_digest(text)
+        return digests.hex()
+
     key = content_key("digests", rows_digest(rows, ["text", "text_pair", "source"]))
-    return kept_facts(key, lambda: [content_digest(text).hex() for text in normalised_texts(rows)])
+    return np.frombuffer(bytes.fromhex(kept_facts(key, make)), dtype=np.uint8).reshape(-1, 32)
 
 
 def _strata(
-    domains: Sequence[str], domain: Sequence[int], raw_labels: Sequence[Any] | None, data: DataConfig
+    domains: Sequence[str],
+    domain: np.ndarray,
+    raw_labels: Sequence[Any] | None,
+    label: np.ndarray,
+    data: DataConfig,
 ) -> tuple[tuple[tuple[str, str | None], ...], np.ndarray]:
-    """``RowFacts.strata`` and ``RowFacts.members``; a missing label belongs to no class, parallel text to its
-    domain."""
+    """``RowFacts.strata``, in order of appearance, and ``RowFacts.members``; a missing label belongs to no class,
+    parallel text to its domain.
+
+    Args:
+        domain: [rows] index into ``domains``.
+        raw_labels: different labels as they were read; None for parallel text.
+        label: [rows] index into ``raw_labels``.
+    """
     import numpy as np
 
     if raw_labels is None:
         rows = np.arange(len(domain))
-        return tuple((name, None) for name in domains), np.stack([rows, np.asarray(domain, dtype=np.int64)], axis=1)
+        return tuple((name, None) for name in domains), np.stack([rows, domain], axis=1)
     read = [() if raw is None else read_label(raw, data.label_separator) for raw in raw_labels]
-    problem = data.problem if data.problem != "auto" else guess_problem([label for label in read if label != ()])
-    strata: dict[tuple[str, str | None], int] = {}
-    members = []
-    for row, (number, label) in enumerate(zip(domain, read, strict=True)):
-        names = [None] if problem == "regression" else list(dict.fromkeys(as_names(label)))
-        members += [(row, strata.setdefault((domains[number], name), len(strata))) for name in names]
-    return tuple(strata), np.array(members, dtype=np.int64).reshape(-1, 2)
+    problem = data.problem if data.problem != "auto" else guess_problem([item for item in read if item != ()])
+    numbers: dict[str | None, int] = {}
+    classes: list[list[int]] = []  # of each different label
+    for item in read:
+        names = [None] if problem == "regression" else dict.fromkeys(as_names(item))
+        classes.append([numbers.setdefault(name, len(numbers)) for name in names])
+    counts = np.array([len(of_one) for of_one in classes], dtype=np.int64)[label] if len(label) else label
+    flat = np.array([number for of_one in classes for number in of_one], dtype=np.int64)
+    first = np.cumsum([0, *map(len, classes)])[label]
+    rows = np.repeat(np.arange(len(label)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    both = domain[rows] * max(1, len(numbers)) + flat[np.repeat(first, counts) + within]
+    found, appeared, stratum = np.unique(both, return_index=True, return_inverse=True)
+    order = np.argsort(appeared)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    class_names = list(numbers)
+    strata = [(domains[number // len(numbers)], class_names[number % len(numbers)]) for number in found[order].tolist()]
+    return tuple(strata), np.stack([rows, place[stratum]], axis=1).astype(np.int64).reshape(-1, 2)
 
 
 def _test_rows(facts: RowFacts, fraction: float) -> tuple[np.ndarray, set[str]]:

@@ -58,6 +58,18 @@ class ProgressBar(Protocol):
         ...
 
 
+class Listener(Protocol):
+    """Who else gets the records of the log, on the main process."""
+
+    def learnt(self, record: Mapping[str, Any]) -> None:
+        """One window is done: its line of log.jsonl."""
+        ...
+
+    def validated(self, record: Mapping[str, Any]) -> None:
+        """A score of validation, as in ``TrainResult.history``."""
+        ...
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """Where a stage lies in the course of training, in optimizer steps."""
@@ -114,6 +126,11 @@ class RunFolder:
     resume_from: Path | None = None
 
     @property
+    def continues_here(self) -> bool:
+        """Whether the run that is continued was made in this folder, so that its log goes on."""
+        return self.resume_from is not None and self.resume_from.parent.resolve() == self.checkpoints.resolve()
+
+    @property
     def done_steps(self) -> int:
         """Steps that lie behind a run that is continued."""
         return checkpoint.load_state(self.resume_from).step if self.resume_from else 0
@@ -155,6 +172,7 @@ def train(
     progress: ProgressBar,
     features: StoredFeatures | None = None,
     mixture: Mixture | None = None,
+    listener: Listener | None = None,
 ) -> TrainResult:
     """Train ``adapted.model`` in place on encoded ``rows`` and put the chosen step's parameters back.
 
@@ -163,7 +181,7 @@ def train(
     ``checkpoint_steps`` save; at the end restore the best and check that it scores what was recorded.
 
     ``features`` answers for what lies below everything that a stage trains; ``mixture`` says which of ``rows`` an epoch
-    has, by default all.
+    has, by default all; ``listener`` is told what the log is told.
 
     Raises:
         RunError: no finite gradient three times in a row, a trainable parameter that never gets one, or a restored
@@ -229,7 +247,7 @@ def train(
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 seconds = _agreed(time.perf_counter() - started, config, accelerator)
                 state = _count(state, step + 1, sums, seconds)
-                _log_step(log, step + 1, learning_rate, seconds, sums)
+                _log_step(log, listener, step + 1, learning_rate, seconds, sums)
                 progress.advance(sums.loss, learning_rate, sums.examples)
                 if state.skipped_in_a_row >= BAD_WINDOWS_IN_A_ROW:
                     raise RunError(_never_finite(state, sums, folder.checkpoints))
@@ -237,6 +255,8 @@ def train(
                 time_is_up = _time_is_up(state, config)
                 if state.step % due == 0 or state.step == last_step or time_is_up:
                     state = _validate(state, model, chooser, names, per_epoch, config, folder, accelerator, progress)
+                    if listener is not None:
+                        listener.validated(state.history[-1])
                     adapted.set_train_mode(accelerator.unwrap_model(model))
                 taken = notice.given(accelerator)
                 if taken or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
@@ -675,7 +695,14 @@ def _open_log(path: Path, step: int, is_main: bool) -> Any:
     return path.open("a", encoding="utf-8", buffering=1)
 
 
-def _log_step(log: TextIO | None, step: int, learning_rate: float, seconds: float, sums: WindowSums) -> None:
+def _log_step(
+    log: TextIO | None,
+    listener: Listener | None,
+    step: int,
+    learning_rate: float,
+    seconds: float,
+    sums: WindowSums,
+) -> None:
     if log is None:
         return
     record: dict[str, Any] = {
@@ -691,3 +718,5 @@ def _log_step(log: TextIO | None, step: int, learning_rate: float, seconds: floa
     if not sums.stepped:
         record |= {"skipped": True, "example_ids": sorted(sums.not_finite)}
     log.write(json.dumps(record) + "\n")
+    if listener is not None:
+        listener.learnt(record)

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
+from hf_transfer.mapped import filtered, on_disk, pieces
 from hf_transfer.records import DomainTable
 
 if TYPE_CHECKING:
@@ -133,7 +135,14 @@ def join(tables: Sequence[pa.Table], name: str, notes: Sequence[str] = ()) -> Do
     table, dropped = _with_plain_splits(pa.concat_tables(tables))
     if not table.num_rows:
         raise InputError([f"{name} holds no rows to train on or to score: give data with at least one row.", *dropped])
-    return make_table(table, name, notes=(*notes, *dropped))
+    return make_table(_names_on_disk(table), name, notes=(*notes, *dropped))
+
+
+def _names_on_disk(table: pa.Table) -> pa.Table:
+    """``table`` with all that is not text put away where rows are many; texts have been as they were read."""
+    names = [name for name in table.column_names if name not in ("text", "text_pair", "source", "target")]
+    put_away = on_disk(table.select(names))
+    return pa.table({name: put_away[name] if name in names else table[name] for name in table.column_names})
 
 
 def make_table(
@@ -187,7 +196,7 @@ def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[
         notes.append(
             f"dropped {counted(empty_count, 'row')} with an empty text ({shown_places(rows['place'], empty)})."
         )
-        rows = rows.filter(pc.invert(empty))
+        rows = filtered(rows, pc.invert(empty))
     missing = _missing_labels(rows["label"], data)
     rows, missing, unlabelled = _without_unlabelled_splits(rows, missing)
     problems, no_domain = name_problems(rows, data)
@@ -200,7 +209,8 @@ def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[
         )
     if not rows.num_rows:
         problems.append(f"{table.name} holds no row with a text: look into column {data.text_column!r}.")
-    rows = rows.filter(pc.invert(no_domain))
+    if pc.any(no_domain).as_py():
+        rows = filtered(rows, pc.invert(no_domain))
     if rows.num_rows == table.rows.num_rows:
         return table, problems
     return make_table(rows, table.name, table.default_train_domains, tuple(notes + unlabelled)), problems
@@ -317,7 +327,7 @@ def standard_columns(part: Part, name: str, named: Mapping[str, str | None]) -> 
     row_count = part.table.num_rows
     row_names = part.row_names
     if row_names is None:
-        row_names = pa.array(range(1, row_count + 1), pa.int64())
+        row_names = pa.array(np.arange(1, row_count + 1))
     prefix = pa.scalar(f"{part.place}:", TEXT)
     places = pc.binary_join_element_wise(prefix, row_names.cast(TEXT), pa.scalar("", TEXT))
     columns: dict[str, Any] = {"example_id": places, "place": places}
@@ -344,7 +354,8 @@ def _strings(column: pa.ChunkedArray, numbers: bool) -> pa.ChunkedArray | None:
     is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
     if not is_string and not (numbers and pa.types.is_primitive(kind)):
         return None
-    return pc.fill_null(column.cast(kind).cast(TEXT), "")
+    strings = column if column.type == TEXT else column.cast(kind).cast(TEXT)
+    return pc.fill_null(strings, "") if strings.null_count else strings
 
 
 def _one_label_type(parts: Sequence[Part], label_column: str) -> tuple[list[pa.ChunkedArray], list[str]]:
@@ -421,7 +432,7 @@ def _with_plain_splits(table: pa.Table) -> tuple[pa.Table, list[str]]:
         f"dropped {counted(plain.null_count, 'row')} whose split is {', '.join(map(repr, unknown))}, which is none of "
         "train, validation and test."
     )
-    return table.filter(plain.is_valid()), [note]
+    return filtered(table, pa.chunked_array([plain.is_valid()])), [note]
 
 
 def name_problems(rows: pa.Table, data: DataConfig) -> tuple[list[str], pa.ChunkedArray]:
@@ -446,7 +457,8 @@ def _repeated_ids(table: pa.Table, data: DataConfig) -> list[str]:
     if data.id_column is None:  # places are unique as they are
         return []
     counts = pc.value_counts(table["example_id"])
-    repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.invert(blank(counts.field("values")))))
+    unnamed = blank(pa.chunked_array([counts.field("values")])).combine_chunks()
+    repeated = counts.filter(pc.and_(pc.greater(counts.field("counts"), 1), pc.invert(unnamed)))
     problems = []
     for value in repeated.field("values").slice(0, PLACES_SHOWN).to_pylist():
         places = shown_places(table["place"], pc.equal(table["example_id"], value))
@@ -461,7 +473,10 @@ def _repeated_ids(table: pa.Table, data: DataConfig) -> list[str]:
 
 def blank(strings: pa.ChunkedArray) -> pa.ChunkedArray:
     """Which strings are null, empty or white space."""
-    return pc.equal(pc.utf8_trim_whitespace(pc.fill_null(strings, "")), "")
+    found = []  # in pieces, since trimming copies
+    for piece in pieces(pa.table({"": strings})):
+        found += pc.equal(pc.utf8_trim_whitespace(pc.fill_null(piece[0], "")), "").chunks
+    return pa.chunked_array(found, pa.bool_())
 
 
 def _missing_labels(labels: pa.ChunkedArray, data: DataConfig) -> pa.ChunkedArray:
@@ -489,18 +504,30 @@ def _without_unlabelled_splits(rows: pa.Table, missing: pa.ChunkedArray) -> tupl
             f"dropped all {counted(inside_count, 'row')} of the published {split} split, none of which has a label "
             f"({shown_places(rows['place'], inside)})."
         )
-        rows, missing = rows.filter(outside), missing.filter(outside)
+        rows, missing = filtered(rows, outside), missing.filter(outside)
     return rows, missing, notes
 
 
 def _content_bytes(column: pa.ChunkedArray) -> Iterable[bytes]:
     """Bytes that tell any two columns of values apart: which are null, how long each is, and what they hold."""
+    if column.type != LISTS:
+        yield from _string_bytes(column)
+        return
     array = column.combine_chunks()
     yield array.is_null().to_numpy(zero_copy_only=False).tobytes()
-    if array.type == LISTS:
-        yield pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).tobytes()
-        yield from _content_bytes(pa.chunked_array([pc.list_flatten(array)]))
-        return
-    strings = pc.fill_null(array.cast(TEXT), "")
-    yield pc.binary_length(strings).to_numpy(zero_copy_only=False).tobytes()
-    yield "".join(strings.to_pylist()).encode("utf-8")
+    yield pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).tobytes()
+    yield from _content_bytes(pa.chunked_array([pc.list_flatten(array)]))
+
+
+def _string_bytes(column: pa.ChunkedArray) -> Iterable[bytes]:
+    """``_content_bytes`` of anything but lists, without a copy of the texts."""
+    chunks = [chunk if chunk.type == TEXT else chunk.cast(TEXT) for chunk in column.chunks]
+    chunks = [pc.fill_null(chunk, "") if chunk.null_count else chunk for chunk in chunks]
+    yield column.is_null().to_numpy().tobytes()
+    for chunk in chunks:
+        yield pc.binary_length(chunk).to_numpy(zero_copy_only=False).tobytes()
+    for chunk in chunks:
+        if len(chunk):
+            _, offsets, letters = chunk.buffers()
+            first, last = np.frombuffer(offsets, dtype=np.int64)[[chunk.offset, chunk.offset + len(chunk)]].tolist()
+            yield memoryview(letters)[first:last] if letters is not None else b""

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
+from hf_transfer.mapped import Chunks, on_disk
 from hf_transfer.records import DomainTable
 from hf_transfer.sources.base import (
     LISTS,
@@ -42,7 +43,8 @@ from hf_transfer.sources.base import (
     used_columns,
 )
 
-ROWS_PER_CHUNK = 10_000
+ROWS_PER_CHUNK, LETTERS_PER_CHUNK = 10_000, 1 << 22
+"""Of a file that is read in Python objects, which take several times the memory that Arrow does."""
 LONGEST_FIELD = 2**31 - 1
 """Characters of one CSV field; Python's own limit of 131,072 refuses long documents."""
 Result = TypeVar("Result")
@@ -213,7 +215,8 @@ def read_parquet(file: DataFile, columns: Sequence[str]) -> Part:
     try:
         opened = pq.ParquetFile(file.path, memory_map=True)
         names = field_names(opened.schema_arrow, columns)
-        read = opened.read(columns=[name for name in columns if name in names])
+        wanted = [name for name in columns if name in names]
+        read = _read_row_groups(opened, wanted)
     except pa.ArrowException as error:
         raise InputError(f"{file.place} is not a readable Parquet file ({error}): write it again.") from None
     table = take_fields(read, columns)
@@ -223,6 +226,12 @@ def read_parquet(file: DataFile, columns: Sequence[str]) -> Part:
     for name in columns:
         table = name_classes(table, features, name)
     return Part(file.place, names, table, file.split, file.domain)
+
+
+def _read_row_groups(opened: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+    """All rows, each row group put away as it is read."""
+    groups = [on_disk(opened.read_row_group(i, columns=columns)) for i in range(opened.num_row_groups)]
+    return pa.concat_tables(groups) if groups else opened.read(columns=columns)
 
 
 READERS: dict[str, Callable[[DataFile, Sequence[str]], Part]] = {
@@ -316,9 +325,9 @@ def _read_delimited(file: DataFile, columns: Sequence[str], delimiter: str, quot
 def _from_fields(file: DataFile, columns: Sequence[str], reader: Any) -> Part:
     """A part from rows of fields, the first of them the header. ``reader``: a ``csv.reader``."""
     header: list[str] = []
-    chunks: dict[str, list[pa.Array]] = {}
+    chunks: dict[str, Chunks] = {}
     malformed: list[str] = []
-    row = 0
+    row = letters = 0
     try:
         header = next(reader, [])
         chosen = {name: header.index(name) for name in columns if name in header}
@@ -332,9 +341,11 @@ def _from_fields(file: DataFile, columns: Sequence[str], reader: Any) -> Part:
                 malformed.append(f"{file.place}:{row} (line {reader.line_num:,}) has {len(fields)}")
                 continue
             pending.append([fields[i] for i in chosen.values()])
-            if len(pending) == ROWS_PER_CHUNK:
+            letters += sum(map(len, pending[-1]))
+            if len(pending) == ROWS_PER_CHUNK or letters >= LETTERS_PER_CHUNK:
                 _append_chunk(chunks, chosen, pending)
                 pending = []
+                letters = 0
         _append_chunk(chunks, chosen, pending)
     except csv.Error as error:
         cause = "a quote is opened and not closed" if "unexpected end" in str(error) else str(error)
@@ -347,7 +358,7 @@ def _from_fields(file: DataFile, columns: Sequence[str], reader: Any) -> Part:
             f"{file.place}: {counted(len(malformed), 'row')} without the {len(header)} fields of the header; "
             f"{shown(malformed)}: quote fields that hold the separator or a line break."
         )
-    table = pa.table({name: pa.chunked_array(chunks[name], TEXT) for name in chosen})
+    table = pa.table({name: pa.chunked_array(chunks[name].arrays(), TEXT) for name in chosen})
     return Part(file.place, tuple(header), table, file.split, file.domain, typed=False)
 
 
@@ -358,9 +369,9 @@ def _header_problems(file: DataFile, columns: Sequence[str], header: Sequence[st
     return [f"{file.place}: column {name!r} stands twice in the header: rename one of them." for name in repeated]
 
 
-def _append_chunk(chunks: dict[str, list[pa.Array]], names: Iterable[str], rows: Sequence[Sequence[str]]) -> None:
+def _append_chunk(chunks: dict[str, Chunks], names: Iterable[str], rows: Sequence[Sequence[str]]) -> None:
     for i, name in enumerate(names):
-        chunks.setdefault(name, []).append(pa.array([row[i] for row in rows], TEXT))
+        chunks.setdefault(name, Chunks()).append(pa.array([row[i] for row in rows], TEXT))
 
 
 def _parse_lines(stream: TextIO) -> Iterator[Any]:
@@ -380,7 +391,7 @@ def _from_records(file: DataFile, columns: Sequence[str], records: Iterable[Any]
     parents = tuple(dict.fromkeys(name.partition(".")[0] for name in columns if "." in name))
     pending: list[dict[str, Any]] = []
     malformed = []
-    row = 0
+    row = letters = 0
     for row, record in enumerate(records, 1):
         if not isinstance(record, dict):
             cause = str(record) if isinstance(record, Exception) else kind_of(record)
@@ -393,10 +404,12 @@ def _from_records(file: DataFile, columns: Sequence[str], records: Iterable[Any]
             if isinstance(record.get(parent), dict):
                 names.update((f"{parent}.{field}", None) for field in record[parent])
         pending.append(record)
-        if len(pending) == ROWS_PER_CHUNK:
+        letters += sum(len(value) for value in record.values() if isinstance(value, str))
+        if len(pending) == ROWS_PER_CHUNK or letters >= LETTERS_PER_CHUNK:
             for column in chosen.values():
                 column.add([_value(item, column.name) for item in pending], row - len(pending) + 1)
             pending = []
+            letters = 0
     for column in chosen.values():
         column.add([_value(item, column.name) for item in pending], row - len(pending) + 1)
     problems = [problem for name, column in chosen.items() if name in names for problem in column.problems()]
@@ -455,7 +468,7 @@ class JsonColumn:
     def __init__(self, name: str, place: str):
         self.name = name
         self.place = place
-        self.chunks: list[pa.Array] = []
+        self.chunks = Chunks()
         self.counts: dict[str, int] = {}
         self.first_rows: dict[str, int] = {}
         self.surrogate_rows: list[int] = []
@@ -495,7 +508,8 @@ class JsonColumn:
     def values(self) -> pa.ChunkedArray:
         """The column, of one type; call it only where there are no problems."""
         kind = ARROW_TYPES[self._kind() or "nothing"]
-        return pa.chunked_array([chunk.cast(kind) for chunk in self.chunks], kind)
+        arrays = self.chunks.arrays()
+        return pa.chunked_array([array if array.type == kind else array.cast(kind) for array in arrays], kind)
 
     def _kind(self) -> str | None:
         return _stand_in([kind for kind in self.counts if kind != "nothing"] or ["nothing"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hf_transfer.beginnings import beginning_suffices, encode_beginnings
 from hf_transfer.config import DataConfig, RunConfig, TrainConfig
 from hf_transfer.content_cache import content_key, kept_rows, rows_digest, tokenizer_digest
 from hf_transfer.errors import InputError
 from hf_transfer.labels import Label, as_names, guess_problem, read_label, read_number, sort_names
+from hf_transfer.mapped import map_to_disk
 from hf_transfer.records import Batch, DomainSplits, EncodedSplits, LabelSpace, LossSum, Predictions, Pretrained
 from hf_transfer.tasks.base import TaskFunctions, twice
 
@@ -267,6 +268,7 @@ def _encode_rows(
 ) -> tuple[Dataset, int]:
     """Encoded rows and how many of them were cut; ``rules`` is the digest of the tokenizer."""
     index = {name: i for i, name in enumerate(labels.names)}
+    by_beginnings = beginning_suffices(tokenizer)
 
     def number(raw: Any) -> Any:
         if labels.problem == "regression":
@@ -278,6 +280,9 @@ def _encode_rows(
 
     def encode(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         pair = columns.get("text_pair")
+        if pair is None and by_beginnings:
+            tokens, cut = encode_beginnings(tokenizer, columns["text"], max_length)
+            return finished(tokens, cut, columns)
         tokens = tokenizer(columns["text"], pair, truncation=True, max_length=max_length, padding=False)
         ids = tokens["input_ids"]
         if tokens.encodings is not None:
@@ -288,10 +293,13 @@ def _encode_rows(
             whole = tokenizer(texts, others)["input_ids"] if full else []
             too_long = {i for i, row in zip(full, whole, strict=True) if len(row) > max_length}
             cut = [i in too_long for i in range(len(ids))]
+        return finished(tokens, cut, columns)
+
+    def finished(tokens: Mapping[str, Any], cut: list[bool], columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         encoded = {
-            "input_ids": ids,
+            "input_ids": tokens["input_ids"],
             "labels": [number(raw) for raw in columns["label"]],
-            "length": [len(row) for row in ids],
+            "length": [len(row) for row in tokens["input_ids"]],
             "was_cut": cut,
         }
         if "token_type_ids" in tokens:
@@ -303,8 +311,7 @@ def _encode_rows(
     dropped = [name for name in rows.column_names if name not in ("example_id", "domain")]
 
     def make() -> tuple[Dataset, int]:
-        # a name of our own: datasets would make one by pickling the tokenizer, which takes longer than tokenising
-        encoded = rows.map(encode, batched=True, remove_columns=dropped, new_fingerprint=uuid.uuid4().hex)
+        encoded = map_to_disk(rows, encode, dropped)
         return encoded.remove_columns("was_cut"), sum(encoded["was_cut"][:])
 
     how = repr((labels.problem, labels.names, labels.separator, max_length))

@@ -1,17 +1,21 @@
 """The whole page on toy data with a tiny model: every kind of problem, every strategy, one and two processes."""
 
 import csv
+import importlib.util
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_trackers import read_tensorboard
 from tiny import make_checkpoint
 from toy import launch_two, write_reviews
 
 import hf_transfer as ht
+from hf_transfer import trackers
 from hf_transfer.folder import OUTPUTS
 from hf_transfer.report import read_results
 
@@ -222,3 +226,32 @@ def test_two_processes_give_the_run_of_one(tmp_path, checkpoint, root, script):
     np.testing.assert_allclose([r["loss"] for r in logs[0]], [r["loss"] for r in logs[1]], rtol=1e-3)
     assert [(s["domain"], s["count"]) for s in one["scores"]] == [(s["domain"], s["count"]) for s in two["scores"]]
     assert one["timing"]["tokens"] == two["timing"]["tokens"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_gets_the_log_and_the_scores_of_a_run_and_of_its_continuation(tmp_path, checkpoint, unproved):
+    source = write_reviews(tmp_path, count=60)
+    config = config_for(source, checkpoint, tmp_path / "run", train_domains=("books",))
+    train = replace(config.train, epochs=None, max_steps=6, checkpoint_steps=2, validation_steps=3)
+    config = replace(config, train=train, report=ht.ReportConfig(trackers=("tensorboard",)))
+    config = replace(config, evaluate=replace(config.evaluate, controls=("scratch",)))
+
+    def check():
+        results, log = read_results(tmp_path / "run"), log_of(tmp_path / "run")
+        found = read_tensorboard(tmp_path / "run")
+        for name, key in trackers.KEYS.items():
+            if name != "skipped":
+                assert found[key] == [(r["step"], pytest.approx(r[name])) for r in log]
+        assert [step for step, _ in found["eval/accuracy"]] == [3, 6]
+        for item in results["scores"]:
+            if item["stage"] == "adapted":
+                assert found[f"test/{item['domain']}/{item['metric']}"] == [(6, pytest.approx(item["value"]))]
+        assert not list((tmp_path / "run" / "controls").glob("*/trackers*")), "controls have no tracker run"
+        assert str(tmp_path) not in next((tmp_path / "run").rglob("hparams.yml")).read_text()
+
+    ht.run(config)
+    check()
+    (tmp_path / "run" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-6")
+    ht.run(replace(config, train=replace(train, resume="auto")))  # steps 5 and 6 once more
+    check()
