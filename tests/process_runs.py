@@ -9,6 +9,7 @@ test domain of one row. Micro-batches hold a few rows. ``same`` writes what each
 ``fails`` prints how each process ended, as JSON. ``work`` is one process of a launcher's.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -26,7 +27,7 @@ from tiny_translation import make_translation_checkpoint
 from toy import write_reviews
 
 import hf_transfer as ht
-from hf_transfer import artefact, compare_runs, page, train
+from hf_transfer import artefact, compare_runs, page, train, watch
 from hf_transfer.cli import exit_codes
 from hf_transfer.config import RunConfig
 from hf_transfer.errors import InputError, RunError
@@ -248,6 +249,20 @@ def unproved(config: RunConfig) -> None:
     page.run(config)
 
 
+def busy(config: RunConfig) -> None:
+    """The first process does nothing but save for longer than a machine may be silent, while no other thread of its
+    can run."""
+    watch.QUIET_SECONDS, watch.PROBE_SECONDS, watch.PROBES, watch.SECONDS_TO_LEAVE = 1, 1, 2, 1
+    save = page.save_artefact
+
+    def save_slowly(*given: Any) -> Any:
+        ctypes.PyDLL(None).sleep(8)  # holds on to the interpreter
+        return save(*given)
+
+    page.save_artefact = save_slowly
+    page.run(config)
+
+
 def comparison(config: RunConfig) -> ht.CompareConfig:
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(RunConfig)}
     train_config = dataclasses.replace(config.train, epochs=1, learning_rate=None, head_learning_rate=None)
@@ -278,8 +293,6 @@ def compares_with_one_astray(config: RunConfig) -> None:
         return prepare(*given)
 
     page.prepare = prepare_or_not
-    from hf_transfer import watch
-
     watch.SECONDS_FOR_THE_OTHERS = 3
     compare_runs.compare(comparison(config))
 
@@ -291,6 +304,7 @@ SCENARIOS: dict[str, Callable[[RunConfig], None]] = {
     "refuses": refuses,
     "all_refuse": all_refuse,
     "unproved": unproved,
+    "busy": busy,
     "compares_with_one_unproved": compares_with_one_unproved,
     "compares_with_one_astray": compares_with_one_astray,
 }

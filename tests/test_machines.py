@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,12 +142,10 @@ def test_two_machines_compute_what_two_processes_do_and_go_on_after_one_was_cut_
     try:
         wait_for_steps(out / "log.jsonl", 50, started)
         cable.pull()
-        pulled = time.monotonic()
-        codes = end_of(started, SECONDS_TO_END + 30)  # the launchers have their own end, seconds after the processes'
+        codes = end_of(started, SECONDS_TO_END)  # they took 40
     finally:
         for process in started:
             process.kill()
-    print(f"ended {time.monotonic() - pulled:.1f} s after the cable was pulled")
     assert all(codes), codes
     for other, words_said in zip((1, 0), said(tmp_path, "cut"), strict=True):
         (line,) = [line for line in words_said.splitlines() if line.startswith("hf-transfer")]
@@ -174,8 +171,7 @@ def test_torchrun_joins_two_machines_whose_run_equals_that_of_two_processes(tmp_
     started = cable.launch(launcher, [recipe, *words, "--output_dir", str(tmp_path / "out")], tmp_path, "torchrun")
     assert end_of(started) == [0, 0], said(tmp_path, "torchrun")
     assert outcome(tmp_path / "out") == outcome(tmp_path / "local")
-    for words_said in said(tmp_path, "torchrun")[1:]:
-        assert "Scores with 95% intervals" not in words_said, "one process speaks"
+    assert ["Scores with 95% intervals" in words for words in said(tmp_path, "torchrun")].count(True) == 1
 
 
 def test_a_folder_that_each_machine_has_for_itself_is_refused(tmp_path, root, cable):

@@ -181,6 +181,13 @@ def test_what_one_process_meets_is_said_once_and_ends_all(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_process_at_long_work_of_its_own_is_not_taken_for_dead(tmp_path):
+    ((codes, said),) = fails(tmp_path, "busy")
+    assert codes == [0, 0], said
+    assert (tmp_path / "busy" / "out" / "results.json").is_file()
+
+
+@pytest.mark.slow
 def test_a_comparison_goes_on_after_what_all_have_met_and_ends_with_what_one_has(tmp_path):
     unproved, astray = fails(tmp_path, "compares_with_one_unproved", "compares_with_one_astray")
     codes, said = unproved
