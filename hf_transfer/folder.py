@@ -33,6 +33,7 @@ OUTPUTS = (
     "controls",
     "translations",
     "ctranslate2",
+    "onnx",
 )
 # Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a
 # window changes dropout's draws only), and where data come from may change since the fingerprint may not.
