@@ -64,9 +64,7 @@ def check_onnx(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         ) from error
 
 
-def export_onnx(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: Mapping[str, str]
-) -> None:
+def export_onnx(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: Mapping[str, str]) -> None:
     """Write ``model``, in eval mode and fp32 on the CPU, to ``folder``, with batch and length left open.
 
     It appears complete or not at all, in place of what was there. An adapter is merged first, by the caller.
