@@ -8,6 +8,7 @@ file ends at 2 GB. Batch and length stay open in the graph: it is traced with si
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -158,17 +159,22 @@ def _traced(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
     """The ONNX program of ``model``; nothing is written."""
     names = list(inputs)
     sizes = ({0: "batch", 1: "length"},) * len(names)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what torch and its exporter will change some day
-        return torch.onnx.export(
-            _Logits(model, names),
-            tuple(inputs.values()),
-            dynamo=True,
-            input_names=names,
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=(sizes,),
-            verbose=False,
-        )
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # torch's exporter names packages that it would use and does not need
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch and its exporter will change some day
+            return torch.onnx.export(
+                _Logits(model, names),
+                tuple(inputs.values()),
+                dynamo=True,
+                input_names=names,
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=(sizes,),
+                verbose=False,
+            )
+    finally:
+        logging.disable(disabled)
 
 
 def _architecture(model: nn.Module) -> str:
@@ -177,8 +183,8 @@ def _architecture(model: nn.Module) -> str:
 
 
 def _in_one_line(error: Exception) -> str:
-    """What a foreign error says first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """What a foreign error says first, or the one that it goes back to: torch's exporter wraps them in advice."""
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
