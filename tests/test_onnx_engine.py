@@ -54,6 +54,17 @@ def run_folder(tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture
+def in_this_process(monkeypatch) -> None:
+    """Lets this process answer in the place of fresh ones, which take seconds."""
+
+    def ask(folder, request):
+        opened = load(folder, "cpu")
+        return artefact._logits_in_batches(opened, request["texts"], request["text_pairs"], request["alone"])
+
+    monkeypatch.setattr(artefact, "_ask_fresh_process", ask)
+
+
 def same_in_any_shape(slow, quick, rows: int = 12) -> None:
     """Random token ids of random batches and lengths, padded and not, through both engines."""
     generator = torch.Generator().manual_seed(0)
@@ -180,7 +191,9 @@ class Undecided(torch.nn.Module):
 
 def test_a_model_that_cannot_be_traced_is_refused_in_words_and_stays_in_train_mode(run_folder, tmp_path):
     model = Undecided().train()
-    with pytest.raises(InputError, match=r"--publish.export onnx: undecided cannot be traced \(.+\): leave it out") as told:
+    with pytest.raises(
+        InputError, match=r"--publish.export onnx: undecided cannot be traced \(.+\): leave it out"
+    ) as told:
         check_onnx(model, load(run_folder, "cpu").tokenizer)
     assert model.training and "data-dependent" in str(told.value).lower(), "the cause, and not the exporter's advice"
     assert "step 1" not in str(told.value) and logging.root.manager.disable == 0
@@ -189,7 +202,7 @@ def test_a_model_that_cannot_be_traced_is_refused_in_words_and_stays_in_train_mo
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_with_other_logits_ends_the_run_and_says_where_the_model_is(tmp_path, monkeypatch):
+def test_an_export_with_other_logits_ends_the_run_and_says_where_the_model_is(tmp_path, monkeypatch, in_this_process):
     def export_another(model, *rest):
         with torch.no_grad():
             model.classifier.bias += 0.001
@@ -197,12 +210,7 @@ def test_an_export_with_other_logits_ends_the_run_and_says_where_the_model_is(tm
         with torch.no_grad():
             model.classifier.bias -= 0.001
 
-    def ask_this_process(folder, request):
-        opened = load(folder, "cpu")
-        return artefact._logits_in_batches(opened, request["texts"], request["text_pairs"], request["alone"])
-
     monkeypatch.setattr(artefact, "export_onnx", export_another)
-    monkeypatch.setattr(artefact, "_ask_fresh_process", ask_this_process)
     with pytest.raises(RunError, match=r"onnx was saved.*gives other logits.*allowed 0.0001.*proved in .*run/model; l"):
         save(tmp_path)
     assert load(tmp_path / "run" / "model", "cpu").predict(TEXTS).labels
@@ -327,7 +335,7 @@ def test_every_strategy_and_problem_predicts_the_same_from_all_its_folders(tmp_p
 
 
 @pytest.mark.slow
-def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch):
+def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch, in_this_process):
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
     save(tmp_path)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "run" / "onnx").iterdir()}
@@ -336,7 +344,7 @@ def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_merged_adapter_and_onnx_predict_the_same(tmp_path):
+def test_merged_adapter_and_onnx_predict_the_same(tmp_path, in_this_process):
     save(tmp_path, strategy="lora", export="merged")
     expected = predicted(tmp_path, tmp_path / "run" / "model", "--device", "cpu")
     assert_same_rows(predicted(tmp_path, tmp_path / "run" / "merged", "--device", "cpu"), expected)
@@ -347,7 +355,7 @@ def test_merged_adapter_and_onnx_predict_the_same(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "deberta-v2, in buckets"])
-def test_every_architecture_gives_the_same_logits_in_any_shape(tmp_path, architecture):
+def test_every_architecture_gives_the_same_logits_in_any_shape(tmp_path, in_this_process, architecture):
     settings = {}
     if "buckets" in architecture:  # as published ones are: distances above 8 share a bucket
         settings = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
