@@ -28,9 +28,10 @@ from hf_transfer.ctranslate2_engine import export_ctranslate2
 from hf_transfer.errors import RunError
 from hf_transfer.languages import find_convention, source_heads
 from hf_transfer.layers import LayerProbe, cut_values
-from hf_transfer.loading import EXPORT_NAME, METADATA_NAME, METADATA_SCHEMA, LoadedModel, load
+from hf_transfer.loading import EXPORT_NAME, METADATA_NAME, METADATA_SCHEMA, ONNX_NAME, LoadedModel, load
+from hf_transfer.onnx_engine import export_onnx
 from hf_transfer.records import Artefact, LabelSpace, Pretrained
-from hf_transfer.snippets import loading_notes
+from hf_transfer.snippets import loading_notes, onnx_notes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +41,8 @@ TEXTS_PER_TIE = 8
 """Of so many translations another engine may write one differently: between equal tokens rounding decides."""
 TOLERANCE = 1e-5
 """Largest difference of a logit, absolute and relative to its size, at which two models count as the same."""
+ONNX_TOLERANCE = 1e-4
+"""The same for another engine, whose kernels add up in another order."""
 
 
 def save_artefact(
@@ -55,8 +58,8 @@ def save_artefact(
     translate: Callable[[Any], list[str]] | None = None,
     store: Any = None,
 ) -> Artefact:
-    """Save ``adapted`` as ``output_dir/model`` (and ``merged`` or ``ctranslate2`` where asked), each proved by a
-    fresh process.
+    """Save ``adapted`` as ``output_dir/model`` (and ``merged``, ``ctranslate2`` or ``onnx`` where asked), each proved
+    by a fresh process.
 
     Args:
         keeps_head: Whether the checkpoint's own head was kept.
@@ -65,7 +68,8 @@ def save_artefact(
         store: kNN-MT's datastore and settings, saved as ``model/knn``.
 
     Raises:
-        RunError: the fresh process could not open it, or its logits differ by more than ``TOLERANCE``.
+        RunError: the fresh process could not open it, or its logits differ by more than ``TOLERANCE`` (of ONNX
+            ``ONNX_TOLERANCE``).
     """
     device = next(adapted.model.parameters()).device
     model: Any = adapted.model.to("cpu").eval()  # compared in fp32 on the CPU, wherever it was trained
@@ -130,6 +134,17 @@ def save_artefact(
             export_ctranslate2(whole, output_dir / EXPORT_NAME)
         differences.append(prove(output_dir / EXPORT_NAME, ties=len(proof) // TEXTS_PER_TIE))
         also = (EXPORT_NAME,)
+    if export == "onnx":
+        whole_model: Any = copy.deepcopy(model).merge_and_unload() if kind == "adapter" else model
+        opened = LoadedModel(model, pretrained.tokenizer, labels, max_length)
+        try:
+            differences.append(_save_onnx(output_dir / ONNX_NAME, whole_model, opened, texts, text_pairs, metadata))
+        except RunError as error:
+            raise RunError(
+                f"{error} The trained model is whole and proved in {output_dir / 'model'}; leave --publish.export onnx "
+                "out to finish a run of it."
+            ) from error
+        also = (ONNX_NAME,)
     adapted.model.to(device)
     size = sum(path.stat().st_size for path in (output_dir / "model").rglob("*") if path.is_file())
     return Artefact(kind, "model", True, max(differences), size, also, metadata)
@@ -164,6 +179,39 @@ def write_model(
         raise RunError(f"the model could not be saved to {folder} ({error}).") from error
 
 
+def _save_onnx(
+    folder: Path,
+    model: Any,
+    expected_of: LoadedModel,
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None,
+    metadata: dict[str, Any],
+) -> float:
+    """Export ``model`` and prove it; returns the largest difference of a logit from those of ``expected_of``.
+
+    A traced graph may have taken the shape of what it was traced with for a constant. So all of ``texts`` go through it
+    together and each by itself, and with them one that is longer than any.
+    """
+    beside = {METADATA_NAME: json.dumps(metadata, indent=2, ensure_ascii=False), "README.md": onnx_notes(metadata)}
+    export_onnx(model, expected_of.tokenizer, folder, beside)
+    more = [*texts, " ".join(texts)]
+    more_pairs = [*text_pairs, " ".join(text_pairs)] if text_pairs is not None else None
+    expected = _logits_in_batches(expected_of, more, more_pairs, True)
+    return _prove(folder, more, more_pairs, expected, ONNX_TOLERANCE, True)
+
+
+def _logits_in_batches(
+    model: LoadedModel, texts: Sequence[str], text_pairs: Sequence[str] | None, alone: bool
+) -> np.ndarray:
+    """[texts, outputs] logits; with ``alone`` [2 x texts, outputs], of all together and then of each by itself."""
+    found = [model.logits(texts, text_pairs)]
+    if alone:
+        found += [
+            model.logits([text], [text_pairs[i]] if text_pairs is not None else None) for i, text in enumerate(texts)
+        ]
+    return np.concatenate(found)
+
+
 def _from_anywhere(checkpoint_id: str) -> str:
     """A folder's full path, so that an adapter finds its base from any working directory; anything else as it is."""
     folder = Path(checkpoint_id).expanduser()
@@ -192,19 +240,30 @@ def _prove_translations(
     return len(differing) / max(1, len(expected))
 
 
-def _prove(folder: Path, texts: Sequence[str], text_pairs: Sequence[str] | None, expected: np.ndarray) -> float:
-    """Load ``folder`` in a fresh, offline process and compare logits; returns the largest difference."""
+def _prove(
+    folder: Path,
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None,
+    expected: np.ndarray,
+    tolerance: float = TOLERANCE,
+    alone: bool = False,
+) -> float:
+    """Load ``folder`` in a fresh, offline process and compare logits; returns the largest difference.
+
+    ``expected``: as ``_logits_in_batches`` gives them.
+    """
     request = {
         "path": str(folder.resolve()),
         "texts": list(texts),
         "text_pairs": list(text_pairs) if text_pairs is not None else None,
+        "alone": alone,
     }
     found = np.array(_ask_fresh_process(folder, request), dtype=np.float32)
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=tolerance, atol=tolerance):
         far = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
         raise RunError(
             f"{folder} was saved and opens, but a fresh process gives other logits (shapes {found.shape} and "
-            f"{expected.shape}, largest difference {far:.3g}, allowed {TOLERANCE}). It must not be used."
+            f"{expected.shape}, largest difference {far:.3g}, allowed {tolerance}). It must not be used."
         )
     return float(np.abs(found - expected).max())
 
@@ -245,7 +304,8 @@ def _answer(answer: Path) -> None:
         written = translator.translate(request["sources"], *request["languages"], beams=1)
         answer.write_text(json.dumps(written), encoding="utf-8")
         return
-    logits = load(request["path"], device="cpu").logits(request["texts"], request["text_pairs"])
+    opened = load(request["path"], device="cpu")
+    logits = _logits_in_batches(opened, request["texts"], request["text_pairs"], request["alone"])
     answer.write_text(json.dumps(logits.tolist()), encoding="utf-8")
 
 

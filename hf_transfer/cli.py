@@ -125,7 +125,9 @@ def _predict(words: Sequence[str]) -> None:
     parser.add_argument("--output", required=True, help=".csv, .tsv or .jsonl file to write")
     parser.add_argument("--text_column", default="text", help="column with the text (default: text)")
     parser.add_argument("--text_pair_column", help="column with the second text of a pair")
-    parser.add_argument("--engine", choices=("torch", "ctranslate2"), help="default: torch, for an export ctranslate2")
+    parser.add_argument(
+        "--engine", choices=("torch", "ctranslate2", "onnx"), help="default: torch; for an export its own"
+    )
     parser.add_argument("--rows_at_once", type=int, default=1024, help="rows in memory at a time (default: 1024)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")

@@ -273,9 +273,10 @@ def _tracker_run(config: CompareConfig, folder: str) -> str:
 
 
 def _export(config: CompareConfig, name: str) -> Any:
-    """What is exported of a run: adapters and their merged models of lora alone."""
+    """What is exported of a run: adapters and their merged models of lora alone, other forms of all that learns."""
     export = config.publish.export
-    return export if name == "lora" or (export == "ctranslate2" and name not in (*CONTROLS, "knn")) else None
+    of_all = export in ("ctranslate2", "onnx") and name not in (*CONTROLS, "knn")
+    return export if name == "lora" or of_all else None
 
 
 def _source_text(config: CompareConfig, texts: Texts) -> Text:

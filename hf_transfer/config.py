@@ -500,8 +500,8 @@ class EvaluateConfig:
 class PublishConfig:
     """What is made of the artefact."""
 
-    export: Literal["adapter", "merged", "ctranslate2"] | None = None
-    """For lora: `merged` also writes a full model with the update folded in, `adapter` (the default) does not; for translation `ctranslate2` writes a folder for that fast engine."""
+    export: Literal["adapter", "merged", "ctranslate2", "onnx"] | None = None
+    """For lora: `merged` also writes a full model with the update folded in, `adapter` (the default) does not; `onnx` writes a classifier for ONNX Runtime, an adapter merged; for translation `ctranslate2` writes a folder for that fast engine."""
 
     repo_id: str | None = None
     """Hub repository (`me/model`) that the model, its card and its numbers are pushed to when the run is done; by default nothing is sent anywhere."""
@@ -646,7 +646,11 @@ class RunConfig:
             if given[name] != plain[name] and given[name] != TASK_DEFAULTS[self.task].get(name, plain[name])
         ]
         if self.task == "classification" and self.publish.export == "ctranslate2":
-            found.append("--publish.export ctranslate2 is for translation: leave it out.")
+            found.append("--publish.export ctranslate2 is for translation: use onnx, or leave it out.")
+        if self.task == "translation" and self.publish.export == "onnx":
+            found.append(
+                "--publish.export onnx is for classification, since one graph cannot search for a translation: use ctranslate2."
+            )
         return found
 
     def problems_of_one_run(self) -> list[str]:

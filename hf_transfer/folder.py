@@ -37,6 +37,7 @@ OUTPUTS = (
     "ctranslate2",
     "trackers",
     "trackers.json",
+    "onnx",
 )
 TRACKED = ("trackers", "trackers.json")
 # Settings that may change between a stop and its continuation: they do not change what is learnt from (the cut of a

@@ -19,6 +19,7 @@ from hf_transfer.batching import sorted_batches
 from hf_transfer.config import ModelConfig
 from hf_transfer.errors import InputError
 from hf_transfer.layers import SETTINGS_NAME, open_probe
+from hf_transfer.onnx_engine import OnnxEngine, is_onnx_export
 from hf_transfer.records import LabelSpace, Pretrained
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 METADATA_NAME = "hf_transfer.json"
 EXPORT_NAME = "ctranslate2"
 """Folder of a run that holds its CTranslate2 export."""
-ENGINES = ("torch", "ctranslate2")
+ONNX_NAME = "onnx"
+"""Folder of a run that holds its ONNX export."""
+ENGINES = ("torch", "ctranslate2", "onnx")
 METADATA_SCHEMA = "hf-transfer/artefact/1"
 
 
@@ -46,7 +49,7 @@ class TextPredictions:
 class LoadedModel:
     """A saved model, ready to predict."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | OnnxEngine
     tokenizer: PreTrainedTokenizerBase
     labels: LabelSpace
     max_length: int
@@ -68,24 +71,30 @@ class LoadedModel:
         """[texts, classes] raw outputs in fp32: what the proof of an artefact compares."""
         return self._run(texts, text_pairs, lambda outputs, _: outputs.logits.float(), 8192)
 
-    def _run(
-        self, texts: Sequence[str], text_pairs: Sequence[str] | None, read: Callable[..., Any], tokens_per_batch: int
-    ) -> np.ndarray:
-        """What ``read`` keeps of each forward pass, in the order of ``texts``."""
+    def _outputs(self, inputs: Any) -> Any:
+        """One forward pass; ``inputs`` as the tokenizer pads them."""
         import torch
 
         from hf_transfer.flattened import flattened
 
+        if isinstance(self.model, OnnxEngine):
+            return self.model(**inputs)
+        device = next(self.model.parameters()).device
+        with torch.no_grad(), flattened(self.model, inputs["attention_mask"]):
+            return self.model(**inputs.to(device))
+
+    def _run(
+        self, texts: Sequence[str], text_pairs: Sequence[str] | None, read: Callable[..., Any], tokens_per_batch: int
+    ) -> np.ndarray:
+        """What ``read`` keeps of each forward pass, in the order of ``texts``."""
         pairs = list(text_pairs) if text_pairs is not None else None
         encoded = self.tokenizer(list(texts), pairs, truncation=True, max_length=self.max_length)
         batches = sorted_batches([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
-        device = next(self.model.parameters()).device
         kept = []
         for chosen in batches:
             columns = {name: [values[i] for i in chosen] for name, values in encoded.items()}
             inputs = self.tokenizer.pad(columns, padding_side="right", return_attention_mask=True, return_tensors="pt")
-            with torch.no_grad(), flattened(self.model, inputs["attention_mask"]):
-                kept.append(read(self.model(**inputs.to(device)), self.labels).cpu().numpy())
+            kept.append(read(self._outputs(inputs), self.labels).cpu().numpy())
         return np.concatenate(kept)[np.argsort(np.concatenate(batches), kind="stable")]
 
 
@@ -105,8 +114,8 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
 
     Args:
         device: Where to put it, ``cuda:1`` say; by default a GPU if there is one.
-        engine: ``torch``, or ``ctranslate2`` for the export of a run or of its model; by default torch, unless ``path``
-            itself is an export.
+        engine: ``torch``, or ``ctranslate2`` or ``onnx`` for the export of a run or of its model; by default torch,
+            unless ``path`` itself is an export.
 
     Raises:
         InputError: nothing there that can be opened with that engine, or weights in pickle form.
@@ -114,13 +123,18 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
     import torch
 
     if engine not in (None, *ENGINES):
-        raise InputError(f"there is no engine {engine!r}: use {' or '.join(ENGINES)}.")
+        raise InputError(f"there is no engine {engine!r}: use {', '.join(ENGINES[:-1])} or {ENGINES[-1]}.")
     folder = Path(path)
-    export = _export_of(folder)
-    if engine == "ctranslate2" or (engine is None and export == folder):
-        return _load_export(folder, export, device)
-    if export == folder:
-        raise InputError(f"{path} is a CTranslate2 export, which torch cannot open: leave --engine torch out.")
+    exports = {"ctranslate2": _export_of(folder), "onnx": _onnx_of(folder)}
+    own = next((name for name, export in exports.items() if export == folder), "torch")
+    engine = engine or own
+    if engine == "ctranslate2":
+        return _load_export(folder, exports["ctranslate2"], device)
+    if engine == "onnx":
+        return _load_onnx(folder, exports["onnx"], device)
+    if own != "torch":
+        kind = {"ctranslate2": "a CTranslate2", "onnx": "an ONNX"}[own]
+        raise InputError(f"{path} is {kind} export, which torch cannot open: leave --engine torch out.")
     if (folder / "results.json").is_file() and (folder / "model").is_dir():
         folder = folder / "model"
     if not folder.is_dir():
@@ -146,8 +160,17 @@ def _export_of(folder: Path) -> Path | None:
     """The CTranslate2 export that ``folder`` is, or that lies in it, or beside it if it is the model of a run."""
     from hf_transfer.ctranslate2_engine import is_export
 
-    places = [folder, folder / EXPORT_NAME, *([folder.parent / EXPORT_NAME] if folder.name == "model" else [])]
-    return next((place for place in places if is_export(place)), None)
+    return next((place for place in _places(folder, EXPORT_NAME) if is_export(place)), None)
+
+
+def _onnx_of(folder: Path) -> Path | None:
+    """The same of an ONNX export."""
+    return next((place for place in _places(folder, ONNX_NAME) if is_onnx_export(place)), None)
+
+
+def _places(folder: Path, name: str) -> tuple[Path, ...]:
+    """Where the export ``name`` of ``folder`` may lie."""
+    return (folder, folder / name, *([folder.parent / name] if folder.name == "model" else []))
 
 
 def _load_export(folder: Path, export: Path | None, device: str | None) -> Any:
@@ -162,6 +185,18 @@ def _load_export(folder: Path, export: Path | None, device: str | None) -> Any:
         )
     metadata = read_metadata(export) if (export / METADATA_NAME).is_file() else {}
     return open_export(export, _labels_of(metadata), metadata.get("max_length"), device)
+
+
+def _load_onnx(folder: Path, export: Path | None, device: str | None) -> LoadedModel:
+    if export is None:
+        model = folder / "model" if (folder / "model").is_dir() else folder
+        if model.is_dir() and (_export_of(folder) is not None or _translates(model)):
+            raise InputError(f"{folder} translates, and ONNX exports only classify: leave --engine onnx out.")
+        raise InputError(f"{folder} has no ONNX export: adapt with --publish.export onnx, or leave --engine out.")
+    metadata = read_metadata(export)
+    opened = OnnxEngine(export, device)
+    labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
+    return LoadedModel(opened, opened.tokenizer, labels, metadata["max_length"])
 
 
 def _labels_of(metadata: dict[str, Any]) -> LabelSpace:

@@ -1,8 +1,8 @@
 """Floor 4: what of a finished run travels to the Hub: an allow-list, made safe for others, with its hashes.
 
-Of the run's folder only the model (or adapter, with its merged form), the picture of the scores and facts from
-results.json are sent. Files that others could use to read the data, or that name places of this machine, are written
-anew without that; anything unknown in the model's folder stops the push.
+Of the run's folder only the model (or adapter, with its merged form), its ONNX form, the picture of the scores and
+facts from results.json are sent. Files that others could use to read the data, or that name places of this machine, are
+written anew without that; anything unknown in the model's folder stops the push.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from hf_transfer.errors import InputError
 from hf_transfer.layers import HEAD_NAME, SETTINGS_NAME
 from hf_transfer.loading import METADATA_NAME, read_metadata
+from hf_transfer.onnx_engine import MODEL_NAME, WEIGHTS_NAME
 from hf_transfer.report import read_results
 from hf_transfer.report.card import make_card
 from hf_transfer.report.card_metadata import hub_base, leaderboard_files
@@ -33,6 +34,8 @@ _MODEL_FILES = {
     *("sentencepiece.bpe.model", "tokenizer.model", "spm.model", "bpe.codes"),
 }
 """Names that a model, an adapter or a tokenizer is saved under."""
+_EXPORTS = {"merged": (), "onnx": (MODEL_NAME, WEIGHTS_NAME)}
+"""Further forms of a model that are sent, in a folder of that name, and the files that only they have."""
 _FACTS = ("README.md", "results.json", "config.yaml", "shift.csv", "scores.svg")
 _PICTURE = PurePosixPath("figures/scores.svg")
 _OWN_NOTES = "README.md"  # beside a saved model; on the Hub the card stands in its place
@@ -79,8 +82,9 @@ def pack(folder: Path, repo_id: str, revision: str | None = None) -> Parcel:
     results = _results_to_send(folder)
     root, notes = _root_folder(folder, results)
     contents: dict[str, Path | bytes] = dict(_model_files(folder / root, ""))
-    if root == "model" and "merged" in results["artefact"]["also"]:
-        contents |= _model_files(folder / "merged", "merged/")
+    for export, further in _EXPORTS.items():
+        if root == "model" and export in results["artefact"]["also"]:
+            contents |= _model_files(folder / export, f"{export}/", further)
     picture = folder / _PICTURE
     if picture.is_file() and not _is_linked(folder, picture):
         contents["scores.svg"] = picture
@@ -97,11 +101,14 @@ def pack(folder: Path, repo_id: str, revision: str | None = None) -> Parcel:
 
 def is_ours(path: str) -> bool:
     """Whether a push writes files of this name; results of benchmarks aside, which others may have added."""
-    return path in _FACTS or _is_model_file(path.removeprefix("merged/"))
+    export, slash, name = path.partition("/")
+    if slash:
+        return export in _EXPORTS and _is_model_file(name, _EXPORTS[export])
+    return path in _FACTS or _is_model_file(path)
 
 
-def _is_model_file(name: str) -> bool:
-    return name in _MODEL_FILES or _WEIGHTS.fullmatch(name) is not None
+def _is_model_file(name: str, further: Sequence[str] = ()) -> bool:
+    return name in _MODEL_FILES or name in further or _WEIGHTS.fullmatch(name) is not None
 
 
 def _results_to_send(folder: Path) -> dict[str, Any]:
@@ -154,8 +161,8 @@ def _root_folder(folder: Path, results: dict[str, Any]) -> tuple[str, tuple[str,
     return "merged", (f"The adapter stays here, because nobody else has {base}: the merged model is sent.",)
 
 
-def _model_files(folder: Path, prefix: str) -> Iterator[tuple[str, Path | bytes]]:
-    """Files of a saved model by their path in the repository.
+def _model_files(folder: Path, prefix: str, further: Sequence[str] = ()) -> Iterator[tuple[str, Path | bytes]]:
+    """Files of a saved model, and those of ``further`` names, by their path in the repository.
 
     Raises:
         InputError: the folder is missing, or holds links or files that no saved model has.
@@ -167,7 +174,7 @@ def _model_files(folder: Path, prefix: str) -> Iterator[tuple[str, Path | bytes]
     if links:
         raise InputError(f"{_listed(links)}: symbolic links are not sent; put the file itself there.")
     names = [path.relative_to(folder).as_posix() for path in found if not path.is_dir()]
-    unknown = [name for name in names if not _is_model_file(name) and name != _OWN_NOTES]
+    unknown = [name for name in names if not _is_model_file(name, further) and name != _OWN_NOTES]
     if unknown:
         raise InputError(
             f"{folder} holds {_listed(unknown)}, which is no part of a saved model and may be private: move it away."

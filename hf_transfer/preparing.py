@@ -16,6 +16,7 @@ from hf_transfer.ctranslate2_engine import check_export
 from hf_transfer.encoding import encode, mix_general
 from hf_transfer.layer_runs import LayersTold, settle_layers
 from hf_transfer.metrics import choose_metrics
+from hf_transfer.onnx_engine import check_onnx
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
 from hf_transfer.records import EncodedSplits, LabelSpace, Pretrained, Text
 from hf_transfer.tasks import TASKS, TaskFunctions
@@ -64,6 +65,8 @@ def prepare(config: RunConfig, text: Text, keep_model: bool = True) -> Prepared:
     pretrained = dataclasses.replace(pretrained, checkpoint_id=config.model.checkpoint)
     if config.publish.export == "ctranslate2" and keep_model:
         check_export(pretrained.model, pretrained.tokenizer)
+    if config.publish.export == "onnx" and keep_model:
+        check_onnx(pretrained.model, pretrained.tokenizer)
     labels = task.settle(labels, pretrained, config)
     encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)
     encoded, mix_notes = _mixed(encoded, config)

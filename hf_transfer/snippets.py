@@ -78,6 +78,33 @@ def merged_code(metadata: Metadata) -> str:
     )
 
 
+def onnx_code(place: str = "PATH/onnx") -> str:
+    """Open and use the ONNX form of a classifier, in the sub-folder ``onnx`` of the artefact, without torch."""
+    return "\n".join(
+        [
+            "import onnxruntime",
+            "from transformers import AutoTokenizer",
+            "",
+            f'tokenizer = AutoTokenizer.from_pretrained("{place}")',
+            f'session = onnxruntime.InferenceSession("{place}/model.onnx")',
+            'inputs = tokenizer(["some text"], return_tensors="np", padding=True, padding_side="right")',
+            'print(session.run(["logits"], {item.name: inputs[item.name] for item in session.get_inputs()})[0])',
+        ]
+    )
+
+
+def onnx_notes(metadata: Metadata) -> str:
+    """README.md of an ONNX export: how to open it."""
+    columns = f"a column for each of {json.dumps(metadata['label_names'], ensure_ascii=False)}"
+    return (
+        f"# ONNX form of a model for text {metadata['task']}\n\n"
+        f"Adapted from `{metadata['base_checkpoint']}` by hf-transfer-learning. PATH is this folder.\n\n"
+        f"```python\n{own_code(metadata)}\n```\n\nWithout that package it gives logits, "
+        f"{columns if metadata['label_names'] else 'one column with the value'}:\n\n"
+        f"```python\n{onnx_code('PATH')}\n```\n"
+    )
+
+
 def _base(metadata: Metadata) -> tuple[list[str], str, list[str]]:
     """Imports that finding the base checkpoint takes, where it is, and further arguments of ``from_pretrained``."""
     base, revision = metadata["base_checkpoint"], metadata["base_revision"]

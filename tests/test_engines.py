@@ -100,6 +100,10 @@ def test_predict_writes_translations_beside_the_texts(run_folder: Path, tmp_path
     written = translator.translate(LINES, on_notice=lambda text: None)
     assert found == [row | {"predicted": text} for row, text in zip(rows, written, strict=True)]
     assert (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()[0] == "id,source,predicted"
+    if engine == "ctranslate2":  # the exported folder by itself says the same
+        words = [*given[2:4], *given[4:6], *given[8:], "--model", str(run_folder / "ctranslate2")]
+        cli.main(["predict", *words, "--output", str(tmp_path / "export.jsonl")])
+        assert (tmp_path / "export.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
 
 
 def test_predict_refuses_a_pair_of_texts_to_translate(
@@ -116,8 +120,11 @@ def test_predict_refuses_a_pair_of_texts_to_translate(
 def test_what_an_engine_cannot_open_is_refused(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a CTranslate2 export, which torch cannot open: leave --engine torch out"):
         load(run_folder / "ctranslate2", "cpu", "torch")
-    with pytest.raises(InputError, match="there is no engine 'onnx': use torch or ctranslate2"):
-        load(run_folder, "cpu", "onnx")
+    with pytest.raises(InputError, match="there is no engine 'tensorrt': use torch, ctranslate2 or onnx"):
+        load(run_folder, "cpu", "tensorrt")
+    for folder in (run_folder, run_folder / "ctranslate2"):
+        with pytest.raises(InputError, match="translates, and ONNX exports only classify: leave --engine onnx out"):
+            load(folder, "cpu", "onnx")
     alone = make_translation_checkpoint("marian", tmp_path / "alone")
     with pytest.raises(InputError, match=r"has no CTranslate2 export: adapt with --publish\.export ctranslate2"):
         load(alone, "cpu", "ctranslate2")
@@ -192,8 +199,11 @@ def test_settings_that_leave_nothing_to_export_are_refused(tmp_path: Path) -> No
     assert problems(adapt=ht.AdaptConfig(strategy="knn")) == [
         "--publish.export ctranslate2 cannot hold the datastore of --adapt.strategy knn: leave it out."
     ]
+    assert problems(publish=ht.PublishConfig(export="onnx")) == [
+        "--publish.export onnx is for classification, since one graph cannot search for a translation: use ctranslate2."
+    ]
     assert (
-        "--publish.export ctranslate2 is for translation: leave it out."
+        "--publish.export ctranslate2 is for translation: use onnx, or leave it out."
         in RunConfig(publish=ht.PublishConfig(export="ctranslate2")).problems()
     )
 
@@ -204,5 +214,8 @@ def test_of_a_comparison_every_strategy_but_knn_is_exported() -> None:
     config = CompareConfig(publish=ht.PublishConfig(export="ctranslate2"))
     named = {name: _export(config, name) for name in ("full", "lora", "freeze", "mixed", "knn", "before", "scratch")}
     assert [name for name, export in named.items() if export] == ["full", "lora", "freeze", "mixed"]
+    onnx = CompareConfig(publish=ht.PublishConfig(export="onnx"))
+    named = {name: _export(onnx, name) for name in ("probe", "full", "lora", "freeze", "before", "scratch", "tfidf")}
+    assert [name for name, export in named.items() if export] == ["probe", "full", "lora", "freeze"]
     merged = CompareConfig(publish=ht.PublishConfig(export="merged"))
     assert [name for name in named if _export(merged, name)] == ["lora"]

@@ -37,11 +37,13 @@ from hf_transfer.report.results import (
     metric_words,
     rows_by_stage,
 )
-from hf_transfer.snippets import merged_code, own_code, stock_code
+from hf_transfer.snippets import merged_code, onnx_code, own_code, stock_code
 
 Results = Mapping[str, Any]
 
 HUB = "https://huggingface.co"
+ALSO = {"merged": " and the merged model", "onnx": " and its ONNX form"}
+"""What else is published, by its folder."""
 _LOCAL = "a checkpoint that is not on the Hub"
 
 
@@ -97,6 +99,8 @@ def _use(results: Results, repo_id: str, revision: str | None) -> str:
     parts = ["## Use", _block(stock_code(metadata, is_adapter), repo_id, revision, needs_folder)]
     if "merged" in results["artefact"].get("also", ()):
         parts += ["The same as a full model, without PEFT:", _block(merged_code(metadata), repo_id, revision, True)]
+    if "onnx" in results["artefact"].get("also", ()):
+        parts += ["With ONNX Runtime, without torch:", _block(onnx_code(), repo_id, revision, True)]
     more = "splits long texts at sentence ends" if results["task"] == "translation" else "cuts texts as in training"
     parts += [f"With hf-transfer-learning, which also {more}:", _block(own_code(metadata), repo_id, revision, True)]
     return "\n\n".join(parts)
@@ -248,7 +252,7 @@ def _model(results: Results) -> str:
         "What is published": {"adapter": "a PEFT adapter", "layer probe": "the body and a linear probe"}.get(
             artefact["kind"], "a full model"
         )
-        + (" and the merged model" if "merged" in artefact.get("also", ()) else ""),
+        + "".join(words for export, words in ALSO.items() if export in artefact.get("also", ())),
         "Proof": "opened in a fresh process before publishing, with the same outputs"
         if artefact["proved"]
         else "not proved to load",
