@@ -416,7 +416,8 @@ def _answer_the_others(
     )
     if least_batch is None or getattr(accelerator, "is_fsdp2", False):
         raise RunError(words)
-    model.require_forward_param_sync = False  # DDP's buffers went around when the window began
+    wrapped: Any = model
+    wrapped.require_forward_param_sync = False  # DDP's buffers went around when the window began
     try:
         _add_gradient(model, [(least_batch(), False)], loss_function, 0.0, accelerator)
     except RuntimeError as error:
