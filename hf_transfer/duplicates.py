@@ -223,9 +223,18 @@ def _blocks(starts: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _words(normalised: str) -> list[str]:
+    """Every word, in order of first appearance; some stand more than once."""
     first, mark, second = normalised.partition(PAIR_MARK)
-    words = re.findall(r"\w+", first)
-    return words + [PAIR_MARK + word for word in re.findall(r"\w+", second)] if mark else words
+    words = _WORD.findall(_without_repeats(first))
+    return words + [PAIR_MARK + word for word in _WORD.findall(_without_repeats(second))] if mark else words
+
+
+def _without_repeats(normalised: str) -> str:
+    """What stands between spaces, each once: most of a long text is repeats, and no word runs across a space."""
+    return " ".join(dict.fromkeys(normalised.split(" ")))
+
+
+_WORD = re.compile(r"\w+")
 
 
 def _prefix_lengths(sets: WordSets, threshold: float) -> np.ndarray:
