@@ -181,15 +181,15 @@ def _word_sets(train_texts: Iterator[str], test_texts: Iterator[str], threshold:
     test_starts, test_sizes, train_starts, train_sizes = (array("q", start) for start in ([0], [], [0], []))
     for text in test_texts:
         # a dict keeps first appearance, a set would vary by process
-        words = dict.fromkeys(_words(text))
-        test_starts.append(test.extend(numbers.setdefault(word, len(numbers)) for word in words))
-        test_sizes.append(len(words))
+        in_order = dict.fromkeys(_words(text))
+        test_starts.append(test.extend(numbers.setdefault(word, len(numbers)) for word in in_order))
+        test_sizes.append(len(in_order))
     for text in train_texts:
-        words = set(_words(text))
-        shared = [number for word in words if (number := numbers.get(word)) is not None]
-        can_be_twin = len(shared) >= threshold * len(words) - ROUNDING
+        different = set(_words(text))
+        shared = [number for word in different if (number := numbers.get(word)) is not None]
+        can_be_twin = len(shared) >= threshold * len(different) - ROUNDING
         train_starts.append(train.extend(shared if can_be_twin else ()))
-        train_sizes.append(len(words))
+        train_sizes.append(len(different))
     both = [
         (held.array(), np.array(starts, dtype=np.int64), np.array(sizes, dtype=np.int64))
         for held, starts, sizes in ((train, train_starts, train_sizes), (test, test_starts, test_sizes))

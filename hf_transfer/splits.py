@@ -68,7 +68,7 @@ class RowFacts:
         import numpy as np
 
         prefix = salt.encode("utf-8") + b"\0"
-        raw = memoryview(self.digests.ravel())
+        raw = self.digests.ravel().data
         first_bytes = b"".join(
             hashlib.sha256(prefix + raw[start : start + 32]).digest()[:8] for start in range(0, len(raw), 32)
         )

@@ -508,7 +508,7 @@ def _without_unlabelled_splits(rows: pa.Table, missing: pa.ChunkedArray) -> tupl
     return rows, missing, notes
 
 
-def _content_bytes(column: pa.ChunkedArray) -> Iterable[bytes]:
+def _content_bytes(column: pa.ChunkedArray) -> Iterable[bytes | memoryview]:
     """Bytes that tell any two columns of values apart: which are null, how long each is, and what they hold."""
     if column.type != LISTS:
         yield from _string_bytes(column)
@@ -519,7 +519,7 @@ def _content_bytes(column: pa.ChunkedArray) -> Iterable[bytes]:
     yield from _content_bytes(pa.chunked_array([pc.list_flatten(array)]))
 
 
-def _string_bytes(column: pa.ChunkedArray) -> Iterable[bytes]:
+def _string_bytes(column: pa.ChunkedArray) -> Iterable[bytes | memoryview]:
     """``_content_bytes`` of anything but lists, without a copy of the texts."""
     chunks = [chunk if chunk.type == TEXT else chunk.cast(TEXT) for chunk in column.chunks]
     chunks = [pc.fill_null(chunk, "") if chunk.null_count else chunk for chunk in chunks]
