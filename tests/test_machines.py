@@ -105,7 +105,9 @@ def accelerate_launch(root: Path) -> list[str]:
 
 
 def torchrun(root: Path) -> list[str]:
-    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{ADDRESSES[0]}:29614", "--rdzv_id", "two"]
+    # which machine keeps the meeting place must be said, since both have one name; it is the second
+    place = ["--rdzv_endpoint", f"{ADDRESSES[1]}:29614", "--rdzv_conf", "is_host=MACHINE"]
+    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_id", "two", *place]
     # without a name of its own for each, torchrun announces the machine's, which leads to neither
     return ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--local_addr", "ADDRESS", *rendezvous]
 
