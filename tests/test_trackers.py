@@ -180,8 +180,11 @@ def test_a_tracker_that_fails_is_told_nothing_more_and_the_run_goes_on(tmp_path,
     monkeypatch.setattr(fake, "fails_at", 2)
     lines: list[str] = []
     with open_trackers(tmp_path / "run", lines=lines) as opened:
+        opened.learnt(RECORD)
+        opened.learnt(RECORD | {"step": 2})
+        while not opened._workers[0].failure:  # its own thread sets it
+            opened._workers[0]._thread.join(0.001)
         send_a_run(opened)
-        opened._workers[0]._thread.join(0.2)  # give it the time to fail; the note may come here or at the end
     (made,) = Fake.made
     assert [call[1] for call in made.calls[1:]] == [1, 2], "nothing after the failure, not even the end"
     (note,) = opened.notes
