@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from hf_transfer.errors import EndedElsewhere, InputError, Preempted, RunError
+from hf_transfer.errors import EndedElsewhere, InputError, Preempted, RunError, printable
 
 QUIET_SECONDS, PROBE_SECONDS, PROBES = 10, 5, 4
 """A machine that answers none of so many probes, after so long a silence, is out of reach: 30 seconds in all."""
@@ -206,7 +206,7 @@ class Watch:
 
     def _speak(self) -> None:
         self._spoken = True
-        print(f"hf-transfer: the run failed: {self.sentence()}", file=sys.stderr, flush=True)
+        print(printable(f"hf-transfer: the run failed: {self.sentence()}"), file=sys.stderr, flush=True)
 
     @property
     def speaks(self) -> bool:
