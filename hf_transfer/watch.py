@@ -246,6 +246,13 @@ class Watch:
         self._tell(self._me | {"kind": "ended", "text": in_short(error)})
         return None
 
+    def follows(self, error: BaseException) -> bool:
+        """Whether ``error`` only follows from the end of another process: a collective that it broke off."""
+        with self._changed:
+            if isinstance(error, RuntimeError):
+                self._changed.wait_for(lambda: self._ended is not None, SECONDS_FOR_NEWS)
+            return self._ended is not None and not isinstance(error, InputError | RunError)
+
     def first_says(self, error: BaseException) -> bool:
         """Whether the first process, within ``SECONDS_FOR_NEWS``, fails in the same way, and so has spoken for all."""
         with self._changed:
@@ -331,7 +338,7 @@ def met_by_all(key: str, error: Exception) -> None:
         RunError: this process alone has met it. The others may wait in the midst of that part, so nothing can go on.
         EndedElsewhere: it followed from another process's end.
     """
-    if _watch is None or _watch.met_by_all(key):
+    if _watch is None or (not _watch.follows(error) and _watch.met_by_all(key)):
         return
     if not isinstance(error, InputError | RunError):
         reason = _watch.leave(error)

@@ -1,6 +1,7 @@
 """Blocks every outgoing connection of a Python process, loopback aside; conftest.py puts it in front of all tests and,
 through PYTHONPATH, of every process that they start."""
 
+import errno
 import ipaddress
 import os
 import socket
@@ -32,6 +33,15 @@ def _refuse(self: socket.socket, address: object) -> None:
     _connect(self, address)
 
 
+def _refuse_with_a_number(self: socket.socket, address: object) -> int:
+    """What ``connect_ex`` does: an error is a number, and no exception."""
+    try:
+        _refuse(self, address)
+    except OSError as error:
+        return error.errno or errno.ECONNREFUSED
+    return 0
+
+
 def _refuse_name(host: object, *rest: object, **named: object) -> list:
     if host in (None, "", "localhost", socket.gethostname()) or _is_address(host):
         return _resolve(host, *rest, **named)
@@ -40,7 +50,7 @@ def _refuse_name(host: object, *rest: object, **named: object) -> list:
 
 _resolve = socket.getaddrinfo
 socket.socket.connect = _refuse
-socket.socket.connect_ex = lambda self, address: _refuse(self, address) or 0
+socket.socket.connect_ex = _refuse_with_a_number
 socket.getaddrinfo = _refuse_name
 
 if "HF_TRANSFER_UNPICKLED" in os.environ:
