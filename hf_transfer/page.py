@@ -41,7 +41,7 @@ from hf_transfer.launch import (
 from hf_transfer.layer_runs import body_key
 from hf_transfer.metrics import METRICS, score
 from hf_transfer.predict import predict, scored_padding
-from hf_transfer.preparing import prepare
+from hf_transfer.preparing import Prepared, prepare
 from hf_transfer.publishing import Published, check_publishing, push
 from hf_transfer.records import (
     Artefact,
@@ -63,6 +63,7 @@ from hf_transfer.text import read_text
 from hf_transfer.trackers import Trackers, check_trackers
 from hf_transfer.train import Chooser, plan_stages, train
 from hf_transfer.translation_run import (
+    TranslationExtra,
     describe_translation,
     draw_validation,
     finish_strategy,
@@ -230,20 +231,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         if accelerator.is_main_process:
             artefact = Artefact("none", "", False, math.nan, 0)
             if keep_model:
-                proof, translate = proof_of_artefact(encoded, splits, labels, functions, PROOF_EXAMPLES)
-                artefact = save_artefact(
-                    output_dir,
-                    adapted,
-                    pretrained,
-                    labels,
-                    task.name,
-                    prepared.max_length,
-                    prepared.keeps_head,
-                    config.publish.export,
-                    proof,
-                    translate,
-                    extra.store,
-                )
+                artefact = _save_and_prove(config, prepared, splits, adapted, functions, extra)
             write_translations(output_dir / "translations", predictions, labels)
             results = build_results(
                 task=task.name,
@@ -280,6 +268,31 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 translation=describe_translation(predictions, splits, labels, metrics, extra),
             )
     return RunResult(results, shift, predictions, output_dir)
+
+
+def _save_and_prove(
+    config: RunConfig,
+    prepared: Prepared,
+    splits: DomainSplits,
+    adapted: Adapted,
+    functions: TaskFunctions,
+    extra: TranslationExtra,
+) -> Artefact:
+    """The model on disk, after a fresh process has opened it and computed the same."""
+    proof, translate = proof_of_artefact(prepared.encoded, splits, prepared.labels, functions, PROOF_EXAMPLES)
+    return save_artefact(
+        Path(config.output_dir),
+        adapted,
+        prepared.pretrained,
+        prepared.labels,
+        config.task,
+        prepared.max_length,
+        prepared.keeps_head,
+        config.publish.export,
+        proof,
+        translate,
+        extra.store,
+    )
 
 
 def _predict_seconds(encoded: EncodedSplits, predict_rows: Callable[[Any], Predictions]) -> float:

@@ -34,15 +34,23 @@ class Ended:
     """On standard output and standard error."""
 
 
-def run(config: RunConfig, processes: int, work: Callable[[RunConfig], Any] = page.run) -> list[Ended]:
-    """Do ``work`` in ``processes`` forks on the CPU; how each of them ended."""
+def run(
+    config: RunConfig,
+    processes: int,
+    work: Callable[[RunConfig], Any] = page.run,
+    kill_after: float | None = None,
+) -> list[Ended]:
+    """Do ``work`` in ``processes`` forks on the CPU; how each of them ended.
+
+    ``kill_after``: seconds after which the first of them is killed, if it is still there.
+    """
     torch.set_num_threads(1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [Path(config.output_dir).with_suffix(f".said{rank}") for rank in range(processes)]
     pids = [_start(config, rank, processes, port, words[rank], work) for rank in range(processes)]
-    codes = _wait(pids)
+    codes = _wait(pids, kill_after)
     return [Ended(code, said.read_text(encoding="utf-8")) for code, said in zip(codes, words, strict=True)]
 
 
@@ -74,10 +82,11 @@ def _start(
         os._exit(code)
 
 
-def _wait(pids: Sequence[int]) -> list[int | None]:
-    """Exit codes; what is still there ``SECONDS_TO_END`` after the first one failed is killed."""
+def _wait(pids: Sequence[int], kill_after: float | None) -> list[int | None]:
+    """Exit codes; what is still there ``SECONDS_TO_END`` after the first one ended is killed."""
     codes: dict[int, int] = {}
     deadline = None
+    to_kill = time.monotonic() + kill_after if kill_after is not None else None
     while len(codes) < len(pids) and (deadline is None or time.monotonic() < deadline):
         for pid in pids:
             if pid in codes:
@@ -86,7 +95,11 @@ def _wait(pids: Sequence[int]) -> list[int | None]:
             if found:
                 codes[pid] = os.waitstatus_to_exitcode(status)
                 deadline = deadline or time.monotonic() + SECONDS_TO_END
-        time.sleep(0.005)
+        if to_kill is not None and time.monotonic() > to_kill:
+            to_kill = None
+            if pids[0] not in codes:
+                os.kill(pids[0], signal.SIGKILL)
+        time.sleep(0.002)
     for pid in pids:
         if pid not in codes:
             os.kill(pid, signal.SIGKILL)

@@ -11,28 +11,24 @@ by themselves. Prints one JSON record.
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import signal
-import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from forked_runs import run
 from tiny import make_checkpoint
 from tiny_translation import make_translation_checkpoint
 from toy import write_reviews
 
 import hf_transfer as ht
-from hf_transfer import artefact, feature_store, page  # with all that a run imports, before the forks
+from hf_transfer import artefact, feature_store  # with all that a run imports, before the forks
 
 MOST_KILLS = 3
-SECONDS_TO_END = 60
-"""In which the other processes must have noticed that one is gone."""
 
 
 def main() -> None:
@@ -48,7 +44,7 @@ def main() -> None:
     for name in ("warm", "whole"):
         began = time.monotonic()
         ended = run(at(config, base / name), int(processes))
-        assert all(code == 0 for code in ended), (base / f"{name}.said0").read_text(encoding="utf-8")
+        assert all(one.code == 0 for one in ended), ended[0].said
     length = time.monotonic() - began
     expected = outcome(base / "whole")
     assert outcome(base / "warm") == expected, "two uninterrupted runs differ"
@@ -106,69 +102,19 @@ def one_trial(config: ht.RunConfig, processes: int, length: float, rng: random.R
     resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, resume="auto"))
     for kill in range(1 + rng.randrange(MOST_KILLS)):
         ended = run(config if kill == 0 else resumed, processes, kill_after=rng.uniform(0.1, 1.0) * length)
-        record["hung"] += None in ended
-        if -signal.SIGKILL not in ended:
-            assert all(code == 0 for code in ended), folder.with_suffix(".said0").read_text(encoding="utf-8")
+        codes = [one.code for one in ended]
+        record["hung"] += None in codes
+        if -signal.SIGKILL not in codes:
+            assert all(code == 0 for code in codes), ended[0].said
             return  # it was over before the kill
         record["kills"] += 1
         record["in_a_save"] += bool(list(folder.glob("checkpoints/*.partial")))
         if (folder / "results.json").exists():
             return  # killed on its way out
     ended = run(resumed, processes)
-    said = folder.with_suffix(".said0").read_text(encoding="utf-8")
-    assert all(code == 0 for code in ended), said
+    said = ended[0].said
+    assert all(one.code == 0 for one in ended), said
     record["continued_from"] += [int(line.split()[3]) for line in said.splitlines() if "continuing after step" in line]
-
-
-def run(config: ht.RunConfig, processes: int, kill_after: float | None = None) -> list[int | None]:
-    """Run in forks, one per process; how each ended: its code, minus the signal, or None where it had to be ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = [start(config, rank, processes, port) for rank in range(processes)]
-    ended: dict[int, int] = {}
-    began = time.monotonic()
-    deadline = None
-    while len(ended) < processes and (deadline is None or time.monotonic() < deadline):
-        for pid in pids:
-            if pid not in ended:
-                found, status = os.waitpid(pid, os.WNOHANG)
-                if found:
-                    ended[pid] = os.waitstatus_to_exitcode(status)
-        if kill_after is not None and deadline is None and time.monotonic() - began > kill_after:
-            if pids[0] not in ended:
-                os.kill(pids[0], signal.SIGKILL)
-            deadline = time.monotonic() + SECONDS_TO_END
-        time.sleep(0.002)
-    for pid in pids:
-        if pid not in ended:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-    return [ended.get(pid) for pid in pids]
-
-
-def start(config: ht.RunConfig, rank: int, processes: int, port: int) -> int:
-    """Fork one process of a run; what it prints goes to ``said`` in the output folder."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-        said = Path(config.output_dir).with_suffix(f".said{rank}")
-        handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        page.run(config)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
