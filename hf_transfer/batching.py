@@ -8,10 +8,13 @@ chosen for speed alone. Where the layers see real tokens only, a window within t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
+
+Made = TypeVar("Made")
 
 OVERHEAD_TOKENS = 96
 """What one more micro-batch costs beside its tokens, in tokens; measured (benchmarks/LOG.md)."""
@@ -37,6 +40,24 @@ def window_indices(examples: int, window_size: int, seed: int, window: int) -> n
     epoch, position = divmod(window, window_count(examples, window_size))
     order = _permutation(examples, seed, epoch)
     return order[position * window_size : (position + 1) * window_size]
+
+
+class Ahead(Generic[Made]):
+    """What the next window is made of, made before it is asked for: while a GPU still computes the present one."""
+
+    def __init__(self, make: Callable[[int, int], Made]) -> None:
+        """``make``: from the number of a window and the budget of tokens."""
+        self._make = make
+        self._ready: tuple[int, int, Made] | None = None
+
+    def prepare(self, window: int, budget: int) -> None:
+        """Make what will be asked for next."""
+        self._ready = (window, budget, self._make(window, budget))
+
+    def take(self, window: int, budget: int) -> Made:
+        """What belongs to ``window``, made now if that was not prepared or the budget has changed."""
+        ready, self._ready = self._ready, None
+        return ready[2] if ready is not None and ready[:2] == (window, budget) else self._make(window, budget)
 
 
 @dataclass(frozen=True)

@@ -341,8 +341,8 @@ class TrainConfig:
     """Stop after this many seconds of training, validation not counted; the rate falls with whichever limit is nearer."""
     window_size: int = 16
     """Examples per optimizer step, over all processes and micro-batches."""
-    tokens_per_micro_batch: int = 8192
-    """Tokens, padding included, that go through the model at once on one process; lower it when memory runs out."""
+    tokens_per_micro_batch: int | Literal["auto"] = "auto"
+    """Most tokens that go through the model at once on one process; auto is 8192 on a CPU and as many as free memory holds on a GPU. A window without room is cut in half by itself."""
     activation_checkpointing: bool = False
     """Keep no activations inside layers and compute them again in the backward pass: about a third more time, and memory for one layer in place of all."""
     feature_cache_bytes: int = 16 << 30
@@ -392,7 +392,7 @@ class TrainConfig:
             {
                 "max_steps": 1,
                 "window_size": 1,
-                "tokens_per_micro_batch": 1,
+                **({} if self.tokens_per_micro_batch == "auto" else {"tokens_per_micro_batch": 1}),
                 "validation_steps": 0,
                 "patience": 0,
                 "checkpoint_steps": 0,

@@ -20,7 +20,6 @@ LEAST_POSITIONS = 16
 """However large the vocabulary, as many positions are taken at once."""
 VOCABULARY_SLICE = 8192
 """Pieces whose weight gradient is computed at once where it comes in half precision and is added up in single."""
-IGNORED = -100
 
 
 def smoothed_cross_entropy_sum(
@@ -41,7 +40,7 @@ def smoothed_cross_entropy_sum(
         hidden: [targets, width], what the output layer reads.
         weight: [vocabulary, width].
         bias: [vocabulary], or None.
-        targets: [targets] int64, -100 where ignored.
+        targets: [targets] int64.
         label_smoothing: Share of the target's weight that is spread evenly over the vocabulary, 0 to 1.
         most_bytes: Decides how many positions are taken at once (see ``MOST_BYTES``).
 
@@ -92,15 +91,13 @@ class _ChunkedLoss(torch.autograd.Function):
         most_bytes: int,
         wants_gradient: bool,
     ) -> torch.Tensor:
-        # Plan: choose number formats and the chunk; for each chunk of targets that count: logits, losses and, in place
+        # Plan: choose number formats and the chunk; for each chunk of targets: logits, losses and, in place
         # of the logits, their gradient; multiply that out into the gradients that were asked for.
         to_hidden, to_weight, to_bias = (wants_gradient and needed for needed in ctx.needs_input_grad[:3])
         passes, count, width = hidden.shape
         vocabulary = weight.shape[0]
         product, softmax = _formats(hidden)
         backward_product = torch.float32 if product == torch.float16 else product
-        rows = (targets != IGNORED).nonzero().squeeze(1)
-        everything = len(rows) == count
         new: Any = {"device": hidden.device, "dtype": softmax}
         of_hidden = torch.zeros(hidden.shape, **new) if to_hidden else None
         # the sum over chunks of a half-precision weight's gradient is rounded once, at the end
@@ -113,25 +110,24 @@ class _ChunkedLoss(torch.autograd.Function):
         if weight.dtype != product:
             held += weight.numel() * product.itemsize
         each = vocabulary * (buffers * softmax.itemsize + low * product.itemsize)
-        step = min(max((most_bytes - held) // each, LEAST_POSITIONS), max(len(rows), 1))
+        step = min(max((most_bytes - held) // each, LEAST_POSITIONS), max(count, 1))
         with torch.autocast(hidden.device.type, enabled=False):
             weight_in = weight.detach().to(product)
             weight_back = weight.detach().to(backward_product)
             space = [torch.empty(step, vocabulary, **new) for _ in range(buffers)]
             half = torch.empty(step, vocabulary, device=hidden.device, dtype=product) if low else None
-            losses = torch.zeros(len(rows), **new)
-            for first in range(0, len(rows), step):
-                chosen = rows[first : first + step]
-                size = len(chosen)
-                where: Any = slice(first, first + size) if everything else chosen
+            losses = torch.zeros(count, **new)
+            for first in range(0, count, step):
+                where = slice(first, first + step)
+                size = len(targets[where])
                 read = [hidden[i, where].to(product) for i in range(passes)]
                 work = [buffer[:size] for buffer in space]
                 for i in range(passes):
                     _logits(read[i], weight_in, bias, work[i], half)
                 if passes == 1:
-                    losses[first : first + size] = _one_pass(work, targets[where], label_smoothing)
+                    losses[where] = _one_pass(work, targets[where], label_smoothing)
                 else:
-                    losses[first : first + size] = _two_passes(work, targets[where], label_smoothing, alpha)
+                    losses[where] = _two_passes(work, targets[where], label_smoothing, alpha)
                 for i in range(passes):
                     gradient = work[i]
                     if of_bias is not None:

@@ -30,6 +30,7 @@ from hf_transfer.adapt.base import Adapted, Stage, is_generative
 from hf_transfer.eval_mode import in_eval_mode
 from hf_transfer.feature_store import MEMORY_BYTES, FeatureStore, Row
 from hf_transfer.flattened import flattened
+from hf_transfer.on_device import send
 from hf_transfer.output_layer import generator_inside
 
 Inputs = Mapping[str, torch.Tensor]
@@ -411,5 +412,5 @@ def _joined(rows: Sequence[Row], longest: int, keep: int, device: torch.device) 
             batch = nn.functional.pad(batch, (0, 0, 0, longest - batch.shape[1]))
         else:
             batch = torch.stack(parts)
-        joined[name] = batch.to(device)
+        joined[name] = send(batch, device)
     return joined

@@ -39,6 +39,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
+from hf_transfer.on_device import send
 from hf_transfer.output_layer import generator_inside
 from hf_transfer.records import Batch
 
@@ -223,8 +224,7 @@ def make_rows(mask: torch.Tensor, order: torch.Tensor, device: torch.device) -> 
     lengths = mask[order].sum(1)
     ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     index = order[example] * length + position
-    on_device = [tensor.to(device, non_blocking=True) for tensor in (index, ends)]
-    return Rows(batch, length, tuple(lengths.tolist()), on_device[0], on_device[1])
+    return Rows(batch, length, tuple(lengths.tolist()), send(index, device), send(ends, device))
 
 
 def _order(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -332,7 +332,7 @@ def _block(lengths: tuple[int, ...], device: torch.device) -> Block | None:
     real = within < sizes[:, None]
     index = torch.where(real, within + (sizes.cumsum(0) - sizes)[:, None], 0)
     parts = (index.flatten(), real, real.flatten().nonzero()[:, 0])
-    return Block(*(part.to(device, non_blocking=True) for part in parts))
+    return Block(*(send(part, device) for part in parts))
 
 
 class _Door:

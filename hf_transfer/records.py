@@ -179,6 +179,8 @@ class Batch:
     padding_tokens: int
     target_count: int
     """Targets that carry loss: what the window's loss sum is divided by. 0 in a filler batch."""
+    target_places: torch.Tensor | None = None
+    """Of a translation: [targets] where in ``labels``, read as one row, the targets that carry loss are."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from hf_transfer.preparing import Prepared, prepare
 from hf_transfer.records import Text
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_text
+from hf_transfer.token_budget import MOST, ON_HOST
 from hf_transfer.train import StagePlan
 from hf_transfer.translation_run import TOKENS_PER_DATASTORE_BATCH
 
@@ -57,6 +58,14 @@ class Rehearsal(Prepared):
     def flat(self) -> bool:
         """Whether the layers see real tokens only."""
         return not find_stacks(self.adapted.model).reason
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a micro-batch. How many a GPU holds, only the run finds out: here as many as a window has."""
+        wanted = self.settings.tokens_per_micro_batch
+        if wanted != "auto":
+            return wanted
+        return MOST if self.device.type == "cuda" else ON_HOST
 
     @property
     def writes(self) -> bool:
@@ -130,9 +139,7 @@ def cost_of(run: Rehearsal, plan: StagePlan) -> StageCost:
     if len(windows) > MOST_WINDOWS:
         few = [windows[i] for i in np.linspace(0, len(windows) - 1, MOST_WINDOWS).astype(int)]
     pieces = tuple(
-        window[piece]
-        for window in few
-        for piece in cut_window(lengths[window], run.settings.tokens_per_micro_batch // copies, run.flat)
+        window[piece] for window in few for piece in cut_window(lengths[window], run.budget // copies, run.flat)
     )
     tokens = sum(int(lengths[window].sum()) for window in windows)
     shapes = shapes_of(pieces, run.source, run.target, copies)

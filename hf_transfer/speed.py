@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 
 from hf_transfer.cost import operations, shapes_of
 from hf_transfer.flattened import flattened, real_tokens
+from hf_transfer.on_device import send_batch
 from hf_transfer.rehearsal import Rehearsal, StageCost, mark
 
 MEASURED_SECONDS = 1.0
@@ -85,14 +85,13 @@ def _run_one(run: Rehearsal, stage: StageCost, rows: np.ndarray) -> float:
     """Seconds of forward and backward of a micro-batch. Gradients are handed over and dropped: none is kept."""
     model, functions = run.adapted.model, run.functions
     batch = functions.train_batch(run.encoded.train[rows])
-    inputs = {name: tensor.to(run.device) for name, tensor in batch.inputs.items()}
-    on_device = dataclasses.replace(batch, labels=batch.labels.to(run.device))
+    sent = send_batch(batch, run.device)
     _wait(run.device)
     started = time.perf_counter()
     with torch.set_grad_enabled(bool(stage.trained)), flattened(model, *real_tokens(batch)):
         with run.autocast():
-            outputs = model(**inputs)
-            loss = functions.loss_function(outputs, on_device).loss_sum if stage.trained else None
+            outputs = model(**sent.inputs)
+            loss = functions.loss_function(outputs, sent).loss_sum if stage.trained else None
         if loss is not None:
             torch.autograd.grad(loss, stage.trained, allow_unused=True)
     _wait(run.device)

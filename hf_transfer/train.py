@@ -8,13 +8,13 @@ it was cut into micro-batches nor on how many processes share it (transformers#4
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -27,17 +27,19 @@ from torch import nn
 
 from hf_transfer import checkpoint
 from hf_transfer.adapt.base import Adapted, Stage
-from hf_transfer.batching import Mixture, cut_window, share_window, window_count, window_indices
+from hf_transfer.batching import Ahead, Mixture, cut_window, share_window, window_count, window_indices
 from hf_transfer.config import TrainConfig
 from hf_transfer.dropout import QuickDropout
 from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
+from hf_transfer.on_device import send_batch
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.output_layer import generator_inside
 from hf_transfer.preemption import Notice
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
+from hf_transfer.token_budget import ON_HOST, measured_budget
 from hf_transfer.watch import here
 
 LossFunction = Callable[[Any, Batch], LossSum]
@@ -196,6 +198,17 @@ def train(
     per_epoch = window_count(epoch_size, config.window_size)
     last_step = plans[-1].first_step + plans[-1].steps
     lengths = np.asarray(rows["length"][:])
+    copies = 2 if config.r_drop else 1  # R-Drop's batches hold each example twice
+
+    def window_of(step: int) -> np.ndarray:
+        window = window_indices(epoch_size, config.window_size, seed, step)
+        return window if mixture is None else mixture.rows(window, step // per_epoch)
+
+    def my_batches(flat: bool, step: int, budget: int) -> list[tuple[Batch, bool]]:
+        window = window_of(step)
+        own = lengths[window]
+        return _my_batches(rows, window, own, functions.train_batch, budget, accelerator, flat, copies)
+
     adapted.model.to(accelerator.device)
     names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
     if config.activation_checkpointing:
@@ -222,28 +235,29 @@ def train(
             flat = not find_stacks(model).reason
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
-            for step in range(state.step, plan.first_step + plan.steps):
+            wanted = config.tokens_per_micro_batch
+            whole = lengths * copies
+            budget = wanted if wanted != "auto" else _own_budget(model, rows, whole, functions, accelerator)
+            end = plan.first_step + plan.steps
+            ahead = Ahead(partial(my_batches, flat))
+            for step in range(state.step, end):
                 here(f"training, step {step + 1} of {last_step}")
                 started = time.perf_counter()
                 torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 in_schedule = _position(state, plan, step, schedule_began, config)
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
-                window = window_indices(epoch_size, config.window_size, seed, step)
-                if mixture is not None:
-                    window = mixture.rows(window, step // per_epoch)
                 sums = None
                 while sums is None:
-                    batches = _my_batches(
-                        rows, window, lengths[window], functions.train_batch, config, accelerator, flat
-                    )
+                    batches = ahead.take(step, budget)
                     try:
                         sums = learn_window(
                             model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator,
-                            lambda: functions.train_batch(rows[lengths.argsort()[:1]]),
+                            least_batch=lambda: functions.train_batch(rows[lengths.argsort()[:1]]),
+                            meanwhile=partial(ahead.prepare, step + 1, budget) if step + 1 < end else None,
                         )  # fmt: skip
                     except WindowTooLarge as error:
-                        config = _cut_in_half(config, lengths[window], error, progress)
+                        budget = _cut_in_half(budget, lengths[window_of(step)], error, progress)
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 seconds = _agreed(time.perf_counter() - started, config, accelerator)
                 state = _count(state, step + 1, sums, seconds)
@@ -316,6 +330,7 @@ def learn_window(
     max_gradient_norm: float,
     accelerator: Accelerator,
     least_batch: Callable[[], Batch] | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> WindowSums:
     """Add up the gradient of a window and take one optimizer step.
 
@@ -324,6 +339,7 @@ def learn_window(
             communication only. At least one on every process.
         max_gradient_norm: 0 leaves the gradient as it is.
         least_batch: makes a batch that has room where these had not; asked for where processes wait for each other.
+        meanwhile: what the host has to do while the device is at work on the window.
 
     Raises:
         WindowTooLarge: on all processes, where any had no room; the model is as it was.
@@ -343,6 +359,8 @@ def learn_window(
     no_room = ""
     try:
         loss_sum, padding = _add_gradient(model, batches, loss_function, scale, accelerator)
+        if meanwhile is not None:
+            meanwhile()
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
@@ -384,11 +402,10 @@ def _add_gradient(
     for turn, (batch, counts) in enumerate(batches):
         last = turn == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
-            on_device = dataclasses.replace(batch, labels=batch.labels.to(accelerator.device))
+            sent = send_batch(batch, accelerator.device)
             with flattened(model, *real_tokens(batch)) as rows, QuickDropout():  # the layers see no padding
                 with accelerator.autocast():  # the output layer of translation multiplies in there
-                    loss = loss_function(model(**inputs), on_device).loss_sum
+                    loss = loss_function(model(**sent.inputs), sent).loss_sum
                 accelerator.backward(loss * (scale if counts else 0.0))
             if counts:
                 loss_sum += loss.detach()
@@ -432,15 +449,35 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _cut_in_half(config: TrainConfig, lengths: np.ndarray, error: WindowTooLarge, progress: ProgressBar) -> TrainConfig:
-    """``config`` with half of the tokens that the window's largest micro-batch may have had.
+def _own_budget(
+    model: nn.Module, rows: Dataset, lengths: np.ndarray, functions: TaskFunctions, accelerator: Accelerator
+) -> int:
+    """Tokens that go through the model at once, equal on all processes; on a GPU as many as memory holds."""
+    if accelerator.device.type != "cuda" or getattr(accelerator, "is_fsdp2", False):
+        return ON_HOST
+    module = accelerator.unwrap_model(model)  # no exchange with other processes while each tries for itself
+    learning = [p for p in module.parameters() if p.requires_grad]
+
+    def run(chosen: np.ndarray) -> None:
+        batch = functions.train_batch(rows[chosen])
+        sent = send_batch(batch, accelerator.device)
+        with flattened(module, *real_tokens(batch)), accelerator.autocast():
+            loss = functions.loss_function(module(**sent.inputs), sent).loss_sum
+        torch.autograd.grad(loss, learning, allow_unused=True)
+
+    own = measured_budget(lengths, run, sum(p.nbytes for p in learning), accelerator.device)
+    return min(gather_object([own]))
+
+
+def _cut_in_half(budget: int, lengths: np.ndarray, error: WindowTooLarge, progress: ProgressBar) -> int:
+    """Half of the tokens that the window's largest micro-batch may have had.
 
     The window is then learnt from once more, with the same gradient up to dropout, whose draws go by micro-batch.
 
     Raises:
         RunError: the longest example is alone already.
     """
-    had = min(config.tokens_per_micro_batch, int(lengths.sum()))
+    had = min(budget, int(lengths.sum()))
     if had <= lengths.max():
         raise RunError(
             f"out of memory with one example of {int(lengths.max())} tokens: lower --data.max_length, turn on "
@@ -449,7 +486,7 @@ def _cut_in_half(config: TrainConfig, lengths: np.ndarray, error: WindowTooLarge
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     progress.note(f"out of memory: the window is cut into micro-batches of {had // 2} tokens from here on")
-    return replace(config, tokens_per_micro_batch=had // 2)
+    return had // 2
 
 
 def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, progress: ProgressBar) -> tuple[str, ...]:
@@ -463,11 +500,9 @@ def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, pro
     """
     model = adapted.model
     model.eval()
-    device = next(model.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-    on_device = dataclasses.replace(batch, labels=batch.labels.to(device))
+    sent = send_batch(batch, next(model.parameters()).device)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    loss = loss_function(model(**inputs), on_device).loss_sum
+    loss = loss_function(model(**sent.inputs), sent).loss_sum
     gradients = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
     unused = [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
     if len(unused) == len(learning):
@@ -532,17 +567,18 @@ def _my_batches(
     window: np.ndarray,
     lengths: np.ndarray,
     make_batch: Callable[..., Batch],
-    config: TrainConfig,
+    budget: int,
     accelerator: Accelerator,
     flat: bool,
+    copies: int = 1,
 ) -> list[tuple[Batch, bool]]:
     """This process's micro-batches of a window, each with whether it counts (see ``learn_window``).
 
-    ``flat``: the layers see real tokens only.
+    ``budget``: tokens of a micro-batch, which holds each example ``copies`` times; ``flat``: the layers see real tokens
+    only.
     """
     shares = share_window(lengths, accelerator.num_processes)
-    budget = config.tokens_per_micro_batch // (2 if config.r_drop else 1)  # R-Drop's batches hold each example twice
-    cuts = [cut_window(lengths[share], budget, flat) for share in shares]
+    cuts = [cut_window(lengths[share], budget // copies, flat) for share in shares]
     share = shares[accelerator.process_index]
     columns = rows[window[share]]  # one read for the window
     batches = [

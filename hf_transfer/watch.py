@@ -93,6 +93,12 @@ class Watch:
         self._send(0, self._me | {"kind": "here", "token": first["token"]})
         threading.Thread(target=self._read, args=(0, link.makefile("r", encoding="utf-8")), daemon=True).start()
 
+    def meet(self) -> None:
+        """Wait for the others, who are on their way since the first process listens: one that fails before it has met
+        them could not tell them why. One that cannot come within ``SECONDS_FOR_THE_OTHERS`` goes on unwatched."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._links) == self.processes - 1, SECONDS_FOR_THE_OTHERS)
+
     def close(self) -> None:
         """Leave the others without harm."""
         with self._changed:
@@ -293,7 +299,9 @@ def start(rank: int, processes: int, share: Callable[[Any], Any]) -> None:
     watch = Watch(rank, processes, int(os.environ.get("LOCAL_RANK", "0")))
     here_alone = os.environ.get("LOCAL_WORLD_SIZE") == str(processes)  # no other machine takes part
     first = share(watch.listen("127.0.0.1" if here_alone else "") if rank == 0 else None)
-    if rank != 0:
+    if rank == 0:
+        watch.meet()
+    else:
         watch.connect("127.0.0.1" if here_alone else os.environ["MASTER_ADDR"], first)
     _watch = watch
     atexit.register(stop)  # a script of one's own need not end all processes at once

@@ -184,11 +184,11 @@ def in_window(step: int, rank: str, happen: Callable[[], None]) -> None:
     """Let something happen to a process before it learns from a window."""
     learn, windows = train.learn_window, []
 
-    def learn_or_not(*given: Any) -> Any:
+    def learn_or_not(*given: Any, **named: Any) -> Any:
         windows.append(1)
         if len(windows) == step and os.environ["RANK"] == rank:
             happen()
-        return learn(*given)
+        return learn(*given, **named)
 
     train.learn_window = learn_or_not
 

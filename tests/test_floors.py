@@ -36,6 +36,8 @@ FLOORS = {
     "checkpoint_files": 1,
     "beginnings": 1,
     "dropout": 1,
+    "on_device": 1,
+    "token_budget": 1,
     "preemption": 1,
     "watch": 1,
     "eval_mode": 1,

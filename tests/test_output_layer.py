@@ -71,7 +71,8 @@ def plain_loss(model):
 def loss_without_logits(model):
     hidden = model(**INPUTS).logits
     weight, bias = output_layer(model)
-    return smoothed_cross_entropy_sum(hidden.flatten(0, 1), weight, bias, TARGETS.flatten(), 0.1)
+    real = TARGETS != -100
+    return smoothed_cross_entropy_sum(hidden[real], weight, bias, TARGETS[real], 0.1)
 
 
 def gradients(model, loss_of):

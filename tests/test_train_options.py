@@ -273,7 +273,7 @@ def test_the_loss_of_r_drop_is_that_of_two_passes_with_their_own_dropout(task, b
     course = Course(task, folders[task], config, dropout=0.3)
     window = window_indices(len(course.rows), 6, SEED, 0)
     lengths = np.asarray(course.rows["length"])[window]
-    made = _my_batches(course.rows, window, lengths, course.functions.train_batch, config, Accelerator(), True)
+    made = _my_batches(course.rows, window, lengths, course.functions.train_batch, budget, Accelerator(), True, 2)
     batches = [batch for batch, _ in made]
     assert (len(batches) > 1) == (budget == 60)
     assert sum(batch.target_count for batch in batches) * 2 == sum(int((b.labels != -100).sum()) for b in batches)
@@ -325,12 +325,11 @@ def test_a_window_of_r_drop_has_the_same_gradient_however_it_is_cut(task, folder
 
 
 def test_a_micro_batch_of_r_drop_holds_both_copies_within_the_budget(folders):
-    config = replace(PLAIN, r_drop=1.0, tokens_per_micro_batch=120)
-    course = Course("classification", folders["classification"], config)
+    course = Course("classification", folders["classification"], replace(PLAIN, r_drop=1.0))
     window = np.arange(len(course.rows))
     lengths = np.asarray(course.rows["length"])
     for flat in (False, True):
-        batches = _my_batches(course.rows, window, lengths, course.functions.train_batch, config, Accelerator(), flat)
+        batches = _my_batches(course.rows, window, lengths, course.functions.train_batch, 120, Accelerator(), flat, 2)
         sizes = [batch.tokens if flat else batch.inputs["input_ids"].numel() for batch, _ in batches]
         assert 30 < max(sizes) <= 120
 

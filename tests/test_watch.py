@@ -7,6 +7,7 @@ import queue
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -172,6 +173,31 @@ def test_a_failure_that_all_have_met_is_told_from_one_that_one_has(join, monkeyp
     wait_until(first, lambda: "run a" in first._met_by_all)
     assert first.met_by_all("run a") and second.met_by_all("run a")
     assert not second.met_by_all("run b")
+
+
+def test_the_first_process_has_met_all_others_when_it_goes_on(monkeypatch):
+    """One that fails at once would else leave before it can tell them why."""
+    second, take_in = Watch(1, 2, 1, lambda: None), Watch._take_in
+
+    def slowly(self, *args):
+        time.sleep(0.3)
+        take_in(self, *args)
+
+    monkeypatch.setattr(Watch, "_take_in", slowly)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+
+    def share(first):
+        second.connect("127.0.0.1", first)
+        return first
+
+    watch.start(0, 2, share)
+    try:
+        with pytest.raises(InputError, match="no such file"), watch.one_for_all():
+            raise InputError("no such file")
+    finally:
+        watch.stop()
+    assert second.first_says(InputError("no such file"))
+    second.close()
 
 
 def test_a_process_by_itself_has_no_watch():

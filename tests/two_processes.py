@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from test_train import Recorder, open_tiny
 from toy import encoded_rows
 
-from hf_transfer.config import TrainConfig
 from hf_transfer.train import _my_batches, learn_window
 
 checkpoint, target, *counts = sys.argv[1:]
@@ -20,8 +19,7 @@ for count in map(int, counts):
     recorder = Recorder(adapted.model.parameters(), lr=1.0)
     model, optimizer = accelerator.prepare(adapted.model, recorder)
     lengths = np.asarray(rows["length"])
-    config = TrainConfig(tokens_per_micro_batch=40)
-    batches = _my_batches(rows, np.arange(count), lengths, functions.make_batch, config, accelerator, True)
+    batches = _my_batches(rows, np.arange(count), lengths, functions.make_batch, 40, accelerator, True)
     sums = learn_window(model, batches, functions.loss_function, optimizer, 0.0, accelerator)
     assert accelerator.num_processes == 2
     found[count] = {"gradients": recorder.seen, "examples": sums.examples}

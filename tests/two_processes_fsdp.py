@@ -33,9 +33,9 @@ def sharding_accelerator(**settings: object) -> Accelerator:
     return accelerator
 
 
-def learn_sharded(model: torch.nn.Module, *rest: object) -> WindowSums:
+def learn_sharded(model: torch.nn.Module, *rest: object, **named: object) -> WindowSums:
     assert all(hasattr(parameter, "device_mesh") for parameter in model.parameters()), "nothing is left unsharded"
-    return learn_window(model, *rest)
+    return learn_window(model, *rest, **named)
 
 
 hf_transfer.launch.Accelerator = sharding_accelerator

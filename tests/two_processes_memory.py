@@ -47,7 +47,8 @@ try:
 except RunError as error:
     Path(folder, "words.txt").write_text(str(error), encoding="utf-8")
     os._exit(3)  # the other waits in an exchange that will not come
-print(json.dumps({"rank": rank, "said": notes.said, "failed": failed}), flush=True)
+# with its end of line in one piece, since two processes write to one pipe
+print(json.dumps({"rank": rank, "said": notes.said, "failed": failed}) + "\n", end="", flush=True)
 if rank == 0:
     torch.save(course.parameters(), Path(folder) / "parameters.pt")
 Accelerator().end_training()

@@ -50,7 +50,13 @@ def twice(batch: Batch) -> Batch:
     import torch
 
     inputs = {name: torch.cat([tensor, tensor]) for name, tensor in batch.inputs.items()}
-    return replace(batch, inputs=inputs, labels=torch.cat([batch.labels, batch.labels]))
+    places = batch.target_places
+    return replace(
+        batch,
+        inputs=inputs,
+        labels=torch.cat([batch.labels, batch.labels]),
+        target_places=None if places is None else torch.cat([places, places + batch.labels.numel()]),
+    )
 
 
 class Task(Protocol):

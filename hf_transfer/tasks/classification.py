@@ -157,13 +157,15 @@ class Classification:
         import torch
         from torch.nn import functional
 
+        from hf_transfer.on_device import send
+
         logits = outputs.logits.float()
         if labels.problem == "regression":
             total = functional.mse_loss(logits.squeeze(-1), batch.labels.float(), reduction="sum")
         elif labels.problem == "multi_label":
             total = functional.binary_cross_entropy_with_logits(logits, batch.labels.float(), reduction="sum")
         else:
-            weight = torch.tensor(labels.class_weights, device=logits.device) if labels.class_weights else None
+            weight = send(torch.tensor(labels.class_weights), logits.device) if labels.class_weights else None
             total = functional.cross_entropy(
                 logits, batch.labels, weight, reduction="sum", label_smoothing=label_smoothing
             )

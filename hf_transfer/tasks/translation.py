@@ -196,6 +196,7 @@ class Translation:
             tokens=tokens,
             padding_tokens=inputs["input_ids"].numel() + labels.numel() - tokens,
             target_count=target_count,
+            target_places=(labels != -100).flatten().nonzero()[:, 0],
         )
 
     def loss_sum(
@@ -214,14 +215,15 @@ class Translation:
         from hf_transfer.cross_entropy import r_drop_sum, smoothed_cross_entropy_sum
 
         weight, bias = read_output_layer()
-        states, labels = outputs.logits.flatten(0, 1), batch.labels.flatten()
-        real = labels != -100
+        # by places and not by a mask: how many places a mask has, a GPU would have to be waited for
+        places = batch.target_places
+        assert places is not None, "make_batch says where the targets are"
+        states, labels = outputs.logits.flatten(0, 1)[places], batch.labels.flatten()[places]
         if r_drop and len(batch.labels) == 2 * len(batch.example_ids):  # not where gradients are only looked for
-            pair = states[real].view(2, -1, states.shape[-1])
-            targets = labels[real].chunk(2)[0]
-            total = r_drop_sum(pair, weight, bias, targets, label_smoothing, r_drop)
+            pair = states.view(2, -1, states.shape[-1])
+            total = r_drop_sum(pair, weight, bias, labels.chunk(2)[0], label_smoothing, r_drop)
         else:
-            total = smoothed_cross_entropy_sum(states[real], weight, bias, labels[real], label_smoothing)
+            total = smoothed_cross_entropy_sum(states, weight, bias, labels, label_smoothing)
         return LossSum(total, batch.target_count)
 
     def translate(

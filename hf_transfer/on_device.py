@@ -1,0 +1,35 @@
+"""Floor 1: from the host to the device without waiting for the device.
+
+A plain copy to a GPU waits until everything that was asked of the GPU before is done, and while it waits nothing new is
+asked. From pinned (page-locked) memory the copy is one more item in the GPU's queue; torch keeps the pinned memory
+until it has been read. Nothing that a micro-batch needs is asked of the GPU in turn: lengths, the places of real tokens
+and those of targets are read on the host, from the batch before it is sent. So the GPU is waited for at the end of a
+window, when its loss and gradient norm are read, and the next window's batches are made before that. Where states of
+frozen layers are looked up, each micro-batch waits once, as it begins, for the ids that they are looked up by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from hf_transfer.records import Batch
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``; itself if it is there already."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send_batch(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` with everything that model and loss read on ``device``."""
+    places = batch.target_places
+    return replace(
+        batch,
+        inputs={name: send(tensor, device) for name, tensor in batch.inputs.items()},
+        labels=send(batch.labels, device),
+        target_places=None if places is None else send(places, device),
+    )
