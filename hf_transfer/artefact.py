@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,6 @@ from hf_transfer.snippets import loading_notes, onnx_notes
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
 
 TEXTS_PER_TIE = 8
 """Of so many translations another engine may write one differently: between equal tokens rounding decides."""
@@ -53,12 +52,12 @@ def save_artefact(
     task: str,
     max_length: int,
     keeps_head: bool,
-    export: str | None,
+    export: Collection[str],
     proof: Dataset,
     translate: Callable[[Any], list[str]] | None = None,
     store: Any = None,
 ) -> Artefact:
-    """Save ``adapted`` as ``output_dir/model`` (and ``merged``, ``ctranslate2`` or ``onnx`` where asked), each proved
+    """Save ``adapted`` as ``output_dir/model`` (and ``merged``, ``ctranslate2``, ``onnx`` where asked), each proved
     by a fresh process.
 
     Args:
@@ -120,31 +119,32 @@ def save_artefact(
         store.datastore.save(output_dir / "model" / "knn", store.choice)
     differences = [prove(output_dir / "model")]
     also: tuple[str, ...] = ()
-    if export == "merged":
-        merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+    merged: Any = model
+    if kind == "adapter" and set(export) - {"adapter"}:
+        merged = copy.deepcopy(model).merge_and_unload()
+    if "merged" in export:
         write_model(output_dir / "merged", merged, None, pretrained, metadata)
         differences.append(prove(output_dir / "merged"))
-        also = ("merged",)
-    if export == "ctranslate2":
+        also += ("merged",)
+    if "ctranslate2" in export:
         with tempfile.TemporaryDirectory(dir=output_dir, prefix=".merged-") as scratch:
-            whole = output_dir / "model"
-            if kind == "adapter":
+            whole = output_dir / ("merged" if "merged" in also else "model")
+            if merged is not model and not also:
                 whole = Path(scratch, "merged")
-                write_model(whole, copy.deepcopy(model).merge_and_unload(), None, pretrained, metadata)
+                write_model(whole, merged, None, pretrained, metadata)
             export_ctranslate2(whole, output_dir / EXPORT_NAME)
         differences.append(prove(output_dir / EXPORT_NAME, ties=len(proof) // TEXTS_PER_TIE))
-        also = (EXPORT_NAME,)
-    if export == "onnx":
-        whole_model: Any = copy.deepcopy(model).merge_and_unload() if kind == "adapter" else model
+        also += (EXPORT_NAME,)
+    if "onnx" in export:
         opened = LoadedModel(model, pretrained.tokenizer, labels, max_length)
         try:
-            differences.append(_save_onnx(output_dir / ONNX_NAME, whole_model, opened, texts, text_pairs, metadata))
+            differences.append(_save_onnx(output_dir / ONNX_NAME, merged, opened, texts, text_pairs, metadata))
         except RunError as error:
             raise RunError(
                 f"{error} The trained model is whole and proved in {output_dir / 'model'}; leave --publish.export onnx "
                 "out to finish a run of it."
             ) from error
-        also = (ONNX_NAME,)
+        also += (ONNX_NAME,)
     adapted.model.to(device)
     size = sum(path.stat().st_size for path in (output_dir / "model").rglob("*") if path.is_file())
     return Artefact(kind, "model", True, max(differences), size, also, metadata)

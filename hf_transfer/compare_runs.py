@@ -24,6 +24,7 @@ from hf_transfer.comparison import Setting, join, name_of
 from hf_transfer.config import (
     COMPARE_DEFAULTS,
     CONTROLS,
+    OF_ADAPTERS,
     AdaptConfig,
     CompareConfig,
     RunConfig,
@@ -272,11 +273,11 @@ def _tracker_run(config: CompareConfig, folder: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_./-]', '-', whole)}/{folder}"
 
 
-def _export(config: CompareConfig, name: str) -> Any:
+def _export(config: CompareConfig, name: str) -> tuple[str, ...]:
     """What is exported of a run: adapters and their merged models of lora alone, other forms of all that learns."""
-    export = config.publish.export
-    of_all = export in ("ctranslate2", "onnx") and name not in (*CONTROLS, "knn")
-    return export if name == "lora" or of_all else None
+    if name in (*CONTROLS, "knn"):
+        return ()
+    return tuple(form for form in config.publish.export if form not in OF_ADAPTERS or name == "lora")
 
 
 def _source_text(config: CompareConfig, texts: Texts) -> Text:

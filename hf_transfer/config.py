@@ -496,13 +496,16 @@ class EvaluateConfig:
         return found
 
 
+OF_ADAPTERS = ("adapter", "merged")
+EXPORTS = (*OF_ADAPTERS, "ctranslate2", "onnx")
+
+
 @dataclass(frozen=True)
 class PublishConfig:
     """What is made of the artefact."""
 
-    export: Literal["adapter", "merged", "ctranslate2", "onnx"] | None = None
-    """For lora: `merged` also writes a full model with the update folded in, `adapter` (the default) does not; `onnx` writes a classifier for ONNX Runtime, an adapter merged; for translation `ctranslate2` writes a folder for that fast engine."""
-
+    export: tuple[str, ...] = ()
+    """What is written beside the model, any of: of lora `merged`, a full model with the update folded in (`adapter` says that the adapter alone will do, as it does by default); of a classifier `onnx` for ONNX Runtime, of a translation model `ctranslate2` for that fast engine, adapters merged in both."""
     repo_id: str | None = None
     """Hub repository (`me/model`) that the model, its card and its numbers are pushed to when the run is done; by default nothing is sent anywhere."""
     private: bool = False
@@ -514,12 +517,14 @@ class PublishConfig:
 
     def problems(self) -> list[str]:
         """Everything about this section that cannot work, whatever the machine."""
+        found = _repeated("publish.export", self.export)
+        found += _unknown("publish.export", self.export, EXPORTS, "export")
         if self.repo_id is None:
             given = [name for name in ("private", "revision", "create_pr") if getattr(self, name)]
-            return [
+            return found + [
                 f"--publish.{name} does nothing without --publish.repo_id: give both, or neither." for name in given
             ]
-        found = _repo_problems(self.repo_id)
+        found += _repo_problems(self.repo_id)
         if self.create_pr and self.revision not in (None, "main"):
             found.append(
                 f"--publish.create_pr goes to main, and --publish.revision names {self.revision}: leave one of the two out."
@@ -558,14 +563,7 @@ class ReportConfig:
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
         found = _repeated("report.trackers", self.trackers)
-        unknown = [name for name in self.trackers if name not in TRACKERS]
-        if unknown:
-            close = nearest(unknown[0], TRACKERS)
-            hint = f" Did you mean {close}?" if close else ""
-            found.append(
-                f"--report.trackers names {', '.join(map(repr, unknown))}, which is no known tracker.{hint} There are "
-                f"{', '.join(TRACKERS)}."
-            )
+        found += _unknown("report.trackers", self.trackers, TRACKERS, "tracker")
         for name in ("tracker_project", "tracker_run"):
             given = getattr(self, name)
             if given is not None and not _TRACKER_NAME.fullmatch(given):
@@ -622,11 +620,12 @@ class RunConfig:
         for section in (self.data, self.model, self.adapt, self.train, self.evaluate, self.publish, self.report):
             found += section.problems()
         found += self.problems_of_task()
-        if self.publish.export in ("adapter", "merged") and self.adapt.strategy != "lora":
-            found.append(
-                f"--publish.export {self.publish.export} needs --adapt.strategy lora, found {self.adapt.strategy}: "
-                "the other strategies already save a full model."
-            )
+        found += [
+            f"--publish.export {form} needs --adapt.strategy lora, found {self.adapt.strategy}: the other strategies "
+            "already save a full model."
+            for form in self.publish.export
+            if form in OF_ADAPTERS and self.adapt.strategy != "lora"
+        ]
         if self.adapt.strategy == "lora" and self.model.checkpoint.startswith("scratch:"):
             found.append(
                 f"--adapt.strategy lora adapts a pretrained body, and {self.model.checkpoint} is random and not saved "
@@ -645,9 +644,9 @@ class RunConfig:
             for name in others
             if given[name] != plain[name] and given[name] != TASK_DEFAULTS[self.task].get(name, plain[name])
         ]
-        if self.task == "classification" and self.publish.export == "ctranslate2":
+        if self.task == "classification" and "ctranslate2" in self.publish.export:
             found.append("--publish.export ctranslate2 is for translation: use onnx, or leave it out.")
-        if self.task == "translation" and self.publish.export == "onnx":
+        if self.task == "translation" and "onnx" in self.publish.export:
             found.append(
                 "--publish.export onnx is for classification, since one graph cannot search for a translation: use ctranslate2."
             )
@@ -665,7 +664,7 @@ class RunConfig:
             )
         if self.adapt.strategy == "knn" and self.model.checkpoint.startswith("scratch:"):
             found.append("--adapt.strategy knn trains nothing, so it needs a pretrained checkpoint, not scratch:.")
-        if self.publish.export == "ctranslate2" and self.adapt.strategy == "knn":
+        if "ctranslate2" in self.publish.export and self.adapt.strategy == "knn":
             found.append(
                 "--publish.export ctranslate2 cannot hold the datastore of --adapt.strategy knn: leave it out."
             )
@@ -908,6 +907,16 @@ def _at_least(section: str, record: Any, floors: Mapping[str, float]) -> list[st
 def _is_whole(value: Any, floor: int) -> bool:
     """Whether ``value`` is a whole number from ``floor`` on, or text that is one."""
     return bool(re.fullmatch(r"\d+", str(value))) and int(value) >= floor
+
+
+def _unknown(name: str, items: Sequence[str], known: Sequence[str], noun: str) -> list[str]:
+    unknown = [item for item in items if item not in known]
+    if not unknown:
+        return []
+    close = nearest(unknown[0], known)
+    hint = f" Did you mean {close}?" if close else ""
+    named = ", ".join(map(repr, unknown))
+    return [f"--{name} names {named}, which is no known {noun}.{hint} There are {', '.join(known)}."]
 
 
 def _repeated(name: str, items: Sequence[Any]) -> list[str]:

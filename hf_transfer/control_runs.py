@@ -145,7 +145,7 @@ def scratch_config(config: RunConfig) -> RunConfig:
         ),
         train=train,
         evaluate=dataclasses.replace(config.evaluate, controls=()),
-        publish=dataclasses.replace(config.publish, export=None),
+        publish=dataclasses.replace(config.publish, export=()),
     )
 
 

@@ -63,9 +63,9 @@ def prepare(config: RunConfig, text: Text, keep_model: bool = True) -> Prepared:
     model_config, layers = settle_layers(config, model_config, found, labels, text)
     pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
     pretrained = dataclasses.replace(pretrained, checkpoint_id=config.model.checkpoint)
-    if config.publish.export == "ctranslate2" and keep_model:
+    if "ctranslate2" in config.publish.export and keep_model:
         check_export(pretrained.model, pretrained.tokenizer)
-    if config.publish.export == "onnx" and keep_model:
+    if "onnx" in config.publish.export and keep_model:
         check_onnx(pretrained.model, pretrained.tokenizer)
     labels = task.settle(labels, pretrained, config)
     encoded, max_length = encode(text, labels, pretrained, task, config.data.max_length)

@@ -63,7 +63,7 @@ def check_publishing(config: RunConfig) -> None:
         return
     found = [f"--publish.repo_id {repo_id} {problem}" for problem in _machine_problems()]
     is_local = Path(config.model.checkpoint).expanduser().is_dir()
-    if config.adapt.strategy == "lora" and is_local and config.publish.export != "merged":
+    if config.adapt.strategy == "lora" and is_local and "merged" not in config.publish.export:
         found.append(
             f"--publish.repo_id {repo_id} would send an adapter of {config.model.checkpoint}, a folder that nobody "
             "else has: add --publish.export merged, or start from a Hub id."
@@ -92,7 +92,7 @@ def push(
         RunError: the Hub could not be reached, refused, or holds something else afterwards. Everything is still in
             ``folder``; the message has the command that tries again.
     """
-    folder, settings = Path(folder), PublishConfig(None, repo_id, private, revision, create_pr)
+    folder, settings = Path(folder), PublishConfig((), repo_id, private, revision, create_pr)
     problems = settings.problems() + [f"--repo_id {repo_id} {problem}" for problem in _machine_problems()]
     if problems:
         raise InputError([problem.replace("--publish.", "--") for problem in problems])

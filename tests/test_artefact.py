@@ -223,7 +223,7 @@ def test_an_artefact_that_does_not_give_the_same_logits_ends_the_run(tmp_path, m
 
     monkeypatch.setattr("hf_transfer.artefact.write_model", write_another)
     with pytest.raises(RunError, match="a fresh process gives other logits"):
-        save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, None, proof)
+        save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, (), proof)
 
     def write_nothing(folder, model, *rest):
         write_model(folder, model, *rest)
@@ -231,7 +231,7 @@ def test_an_artefact_that_does_not_give_the_same_logits_ends_the_run(tmp_path, m
 
     monkeypatch.setattr("hf_transfer.artefact.write_model", write_nothing)
     with pytest.raises(RunError, match=r"a fresh process cannot open it.*holds no \.safetensors file"):
-        save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, None, proof)
+        save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, (), proof)
 
 
 def test_a_failed_save_leaves_the_earlier_artefact_alone(tmp_path, monkeypatch):

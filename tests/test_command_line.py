@@ -301,7 +301,7 @@ def test_unreadable_values_are_reported_together_with_what_was_expected(tmp_path
     )
     problems = refused(
         *("--config", file, "--train.max_steps", "3.5", "--train.epochs", "many", "--overwrite", "maybe"),
-        *("--adapt.strategy", "ful", "--publish.export", "zip", "--train.learning_rate=nan", "--seed", "null"),
+        *("--adapt.strategy", "ful", "--train.learning_rate=nan", "--seed", "null"),
         *("--data.train_domains", "[books, dvd", "--train.window_size", "8"),
     )
     ending = " See --help for its meaning."
@@ -316,8 +316,6 @@ def test_unreadable_values_are_reported_together_with_what_was_expected(tmp_path
         "--overwrite is unreadable: expected true or false, found 'maybe'." + ending,
         "--adapt.strategy is unreadable: expected one of probe, freeze, lora, full, mixed, interpolated, knn, "
         "found 'ful'. Did you mean full?" + ending,
-        "--publish.export is unreadable: expected one of adapter, merged, ctranslate2, onnx or null, found 'zip'."
-        + ending,
         "--train.learning_rate is unreadable: expected a number or null, found 'nan'." + ending,
         "--seed is unreadable: expected a whole number, found 'null'." + ending,
         "--data.train_domains is unreadable: expected a list of names, found '[books, dvd'." + ending,

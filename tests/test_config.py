@@ -128,7 +128,13 @@ IMPOSSIBLE = [
         "majority.",
     ),
     ("evaluate", {"controls": ("tfidf", "tfidf")}, "--evaluate.controls names tfidf more than once: name each once."),
-    ("publish", {"export": "merged"}, "--publish.export merged needs --adapt.strategy lora, found full"),
+    (
+        "publish",
+        {"export": ("ony",)},
+        "--publish.export names 'ony', which is no known export. Did you mean onnx? There",
+    ),
+    ("publish", {"export": ("onnx", "onnx")}, "--publish.export names onnx more than once"),
+    ("publish", {"export": ("merged",)}, "--publish.export merged needs --adapt.strategy lora, found full"),
     ("", {"output_dir": ""}, "--output_dir is empty"),
     ("", {"seed": -1}, "--seed must lie between 0 and 2**32 - 1, found -1"),
     ("", {"seed": 2**32}, "--seed must lie between 0 and 2**32 - 1, found 4294967296"),
@@ -302,7 +308,7 @@ def test_the_limits_themselves_are_allowed():
         adapt=AdaptConfig(strategy="lora", lora_rank=1, lora_init="pissa_niter_4", head_first=True),
         train=TrainConfig(max_steps=1, window_size=1, layer_decay=1.0, max_gradient_norm=0.0, keep_checkpoints=1),
         evaluate=EvaluateConfig(resamples=100),
-        publish=PublishConfig(export="merged"),
+        publish=PublishConfig(export=("merged",)),
         seed=2**32 - 1,
     )
     assert config.problems() == []

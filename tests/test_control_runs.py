@@ -212,7 +212,7 @@ def test_scratch_is_the_run_with_random_weights_all_of_which_learn():
         adapt=AdaptConfig(strategy="lora", head_first=True, lora_rank=4),
         train=TrainConfig(epochs=7, layer_decay=0.9),
         evaluate=EvaluateConfig(controls=("scratch", "tfidf"), resamples=200),
-        publish=PublishConfig(export="merged"),
+        publish=PublishConfig(export=("merged",)),
         seed=5,
     )
     changed = scratch_config(config)

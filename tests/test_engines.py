@@ -144,7 +144,7 @@ def config_of(checkpoint: Path, folder: Path, strategy: str) -> RunConfig:
         adapt=ht.AdaptConfig(strategy=strategy, lora_rank=2),
         train=ht.TrainConfig(max_steps=2, window_size=16, validation_steps=2),
         evaluate=ht.EvaluateConfig(beams=1, resamples=100, validation_examples=2, metrics=("bleu",)),
-        publish=ht.PublishConfig(export="ctranslate2"),
+        publish=ht.PublishConfig(export=("ctranslate2",)),
         output_dir=str(folder),
     )
 
@@ -199,23 +199,23 @@ def test_settings_that_leave_nothing_to_export_are_refused(tmp_path: Path) -> No
     assert problems(adapt=ht.AdaptConfig(strategy="knn")) == [
         "--publish.export ctranslate2 cannot hold the datastore of --adapt.strategy knn: leave it out."
     ]
-    assert problems(publish=ht.PublishConfig(export="onnx")) == [
+    assert problems(publish=ht.PublishConfig(export=("onnx",))) == [
         "--publish.export onnx is for classification, since one graph cannot search for a translation: use ctranslate2."
     ]
     assert (
         "--publish.export ctranslate2 is for translation: use onnx, or leave it out."
-        in RunConfig(publish=ht.PublishConfig(export="ctranslate2")).problems()
+        in RunConfig(publish=ht.PublishConfig(export=("ctranslate2",))).problems()
     )
 
 
 def test_of_a_comparison_every_strategy_but_knn_is_exported() -> None:
     from hf_transfer.compare_runs import _export
 
-    config = CompareConfig(publish=ht.PublishConfig(export="ctranslate2"))
+    config = CompareConfig(publish=ht.PublishConfig(export=("ctranslate2",)))
     named = {name: _export(config, name) for name in ("full", "lora", "freeze", "mixed", "knn", "before", "scratch")}
     assert [name for name, export in named.items() if export] == ["full", "lora", "freeze", "mixed"]
-    onnx = CompareConfig(publish=ht.PublishConfig(export="onnx"))
+    onnx = CompareConfig(publish=ht.PublishConfig(export=("onnx",)))
     named = {name: _export(onnx, name) for name in ("probe", "full", "lora", "freeze", "before", "scratch", "tfidf")}
     assert [name for name, export in named.items() if export] == ["probe", "full", "lora", "freeze"]
-    merged = CompareConfig(publish=ht.PublishConfig(export="merged"))
+    merged = CompareConfig(publish=ht.PublishConfig(export=("merged",)))
     assert [name for name in named if _export(merged, name)] == ["lora"]

@@ -547,7 +547,9 @@ def test_an_adapter_of_a_folder_is_refused_before_training(hub, tmp_path):
     )
     with pytest.raises(InputError, match=r"add --publish\.export merged"):
         check_publishing(config)
-    check_publishing(dataclasses.replace(config, publish=PublishConfig("merged", "me/model")))
+    with pytest.raises(InputError, match=r"add --publish\.export merged"):
+        check_publishing(dataclasses.replace(config, publish=PublishConfig(("onnx",), "me/model")))
+    check_publishing(dataclasses.replace(config, publish=PublishConfig(("onnx", "merged"), "me/model")))
     assert not hub.seen
 
 

@@ -269,7 +269,7 @@ def test_the_stock_example_beside_a_model_says_what_it_was_adapted_to(tmp_path):
 def test_a_run_ends_in_a_model_that_translates_the_same_in_a_fresh_process(tmp_path):
     folder = make_translation_checkpoint("m2m100", tmp_path / "m2m100")
     config = config_of(folder, tmp_path / "run", "lora")
-    config = dataclasses.replace(config, publish=ht.PublishConfig(export="merged"))
+    config = dataclasses.replace(config, publish=ht.PublishConfig(export=("merged",)))
     result = ht.run(config)
     artefact = result.results["artefact"]
     assert (artefact["kind"], artefact["proved"], artefact["also"]) == ("adapter", True, ["merged"])

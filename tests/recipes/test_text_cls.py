@@ -176,7 +176,7 @@ def test_a_head_for_the_same_labels_is_kept(tmp_path, checkpoint, unproved):
 
 def test_lora_with_a_merged_export_is_proved_twice(tmp_path, checkpoint):
     config = config_for(write_reviews(tmp_path), checkpoint, tmp_path / "run", "lora")
-    result = ht.run(replace(config, publish=ht.PublishConfig(export="merged")))
+    result = ht.run(replace(config, publish=ht.PublishConfig(export=("merged",))))
     assert result.results["artefact"]["kind"] == "adapter"
     assert result.results["artefact"]["also"] == ["merged"]
     adapter, merged = (ht.load(tmp_path / "run" / name, device="cpu") for name in ("model", "merged"))
