@@ -83,7 +83,7 @@ def pack(folder: Path, repo_id: str, revision: str | None = None) -> Parcel:
     root, notes = _root_folder(folder, results)
     contents: dict[str, Path | bytes] = dict(_model_files(folder / root, ""))
     for export, further in _EXPORTS.items():
-        if root == "model" and export in results["artefact"]["also"]:
+        if export in results["artefact"]["also"]:
             contents |= _model_files(folder / export, f"{export}/", further)
     picture = folder / _PICTURE
     if picture.is_file() and not _is_linked(folder, picture):
@@ -157,7 +157,11 @@ def _root_folder(folder: Path, results: dict[str, Any]) -> tuple[str, tuple[str,
             f"{folder} holds an adapter of {base}, a folder of this machine that nobody else has: adapt again with "
             "--publish.export merged, and the whole model is pushed."
         )
-    results["artefact"] = artefact | {"kind": "full", "path": "merged", "also": []}
+    results["artefact"] = artefact | {
+        "kind": "full",
+        "path": "merged",
+        "also": [name for name in artefact["also"] if name != "merged"],
+    }
     return "merged", (f"The adapter stays here, because nobody else has {base}: the merged model is sent.",)
 
 

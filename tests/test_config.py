@@ -130,8 +130,8 @@ IMPOSSIBLE = [
     ("evaluate", {"controls": ("tfidf", "tfidf")}, "--evaluate.controls names tfidf more than once: name each once."),
     (
         "publish",
-        {"export": ("ony",)},
-        "--publish.export names 'ony', which is no known export. Did you mean onnx? There",
+        {"export": ("onx",)},
+        "--publish.export names 'onx', which is no known export. Did you mean onnx? There",
     ),
     ("publish", {"export": ("onnx", "onnx")}, "--publish.export names onnx more than once"),
     ("publish", {"export": ("merged",)}, "--publish.export merged needs --adapt.strategy lora, found full"),

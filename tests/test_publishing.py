@@ -459,6 +459,11 @@ def test_an_adapter_of_a_local_folder_is_refused_and_goes_merged(tmp_path, capsy
     contents = [file.content if isinstance(file.content, bytes) else file.content.read_bytes() for file in parcel.files]
     assert not [content for content in contents if b"secret-place" in content]
     assert "the merged model is sent" in parcel.notes[0]
+    graph = make_run(tmp_path / "c", results, local, adapter, "adapter", ("merged", "onnx"))
+    write_model(graph / "onnx", local, {"model.onnx": b"graph", "config.json": b"{}"})
+    sent = {file.path: file.content for file in pack(graph, "me/model").files}
+    assert set(sent) == {*SENT, "onnx/model.onnx", "onnx/config.json", "onnx/hf_transfer.json"}
+    assert "| What is published | a full model and its ONNX form |" in sent["README.md"].decode()
 
 
 def test_an_adapter_of_a_hub_model_brings_its_merged_form(tmp_path):
