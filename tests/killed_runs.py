@@ -66,11 +66,14 @@ def make_config(task: str, strategy: str, base: Path) -> ht.RunConfig:
         source = write_reviews(base, count=60)
         checkpoint = make_checkpoint(base / "checkpoint", num_hidden_layers=3, hidden_dropout_prob=0.1)
     adapt: dict[str, Any] = {"strategy": strategy}
+    general = {}
+    if strategy in ("mixed", "interpolated"):
+        general["general_source"] = str(write_general(base))
     if strategy == "freeze":
         adapt["freeze"] = "1"
     return ht.RunConfig(
         task=task,
-        data=ht.DataConfig(source=str(source)),
+        data=ht.DataConfig(source=str(source), **general),
         model=ht.ModelConfig(checkpoint=str(checkpoint)),
         adapt=ht.AdaptConfig(**adapt),
         train=ht.TrainConfig(epochs=4, window_size=8, learning_rate=1e-3, checkpoint_steps=2, validation_steps=5),
@@ -89,6 +92,13 @@ def write_pairs(base: Path) -> Path:
     folder.mkdir()
     (folder / "songs.tsv").write_text("source\ttarget\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+def write_general(base: Path) -> Path:
+    path = base / "streets.tsv"
+    pairs = [f"the street number {i} is wet\tdie Straße Nummer {i} ist nass" for i in range(40)]
+    path.write_text("source\ttarget\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+    return path
 
 
 def at(config: ht.RunConfig, folder: Path) -> ht.RunConfig:
@@ -118,12 +128,20 @@ def one_trial(config: ht.RunConfig, processes: int, length: float, rng: random.R
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What must be equal to the bit: weights, log, history and scores."""
+    """What must be equal to the bit: weights, the checkpoints with the optimizer's averages, log, history, predictions
+    and scores."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    weights = sorted((folder / "model").glob("*.safetensors"))
+    places = {"weights": "model/*.safetensors", "checkpoints": "checkpoints/step-*/*.safetensors"}
+    places["translations"] = "translations/*"
+    files = {name: sorted(folder.glob(place)) for name, place in places.items()}
+    assert files["weights"] and files["checkpoints"], "nothing would be compared"
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
-        "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        **{
+            name: {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+            for name, found in files.items()
+        },
+        "predictions": results["examples"],
         "log": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
         "history": [results["training"][name] for name in ("validation_steps", "validation")],
         "selection": results["selection"],

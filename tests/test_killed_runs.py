@@ -31,6 +31,7 @@ def test_a_killed_run_is_continued_to_the_same_end(tmp_path):
     [
         *(("classification", strategy, 1, 25) for strategy in ("full", "freeze", "lora", "probe")),
         *(("translation", strategy, 1, 25) for strategy in ("full", "freeze", "lora")),
+        *(("translation", strategy, 1, 10) for strategy in ("mixed", "interpolated")),
         ("classification", "full", 2, 10),
         ("classification", "freeze", 2, 10),
         ("translation", "full", 2, 10),
