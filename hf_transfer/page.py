@@ -57,7 +57,7 @@ from hf_transfer.report.examples import describe_calibration, describe_examples
 from hf_transfer.report.files import write_report
 from hf_transfer.report.results import describe_training, shown_config
 from hf_transfer.report.shown import surest_mistakes
-from hf_transfer.shift import predictions_by_role, score_test
+from hf_transfer.shift import notes_on_width, predictions_by_role, score_test
 from hf_transfer.tasks import TASKS, TaskFunctions
 from hf_transfer.text import read_text
 from hf_transfer.trackers import Trackers, check_trackers
@@ -215,11 +215,14 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
         shift = score_test(stage, predictions, splits, metrics, config.evaluate, config.seed)
         evaluate_seconds = time.perf_counter() - started
         trackers.scored(shift, trained)
+        widths = notes_on_width(shift.scores, config.evaluate.confidence)
+        for line in widths:
+            progress.note(line)
         seen = encoded.validation if functions.translate is None else encoded.validation.select([])
         validation = predict_rows(seen, adapted.model)
         scoring_padding = scored_padding(adapted.model, rows, functions, config.evaluate)
         is_stored = bool(features.depth)
-        notes = (*notes, *features.notes())
+        notes = (*notes, *features.notes(), *widths)
     if is_stored:  # what was looked up says nothing about the speed of the model
         predict_seconds = _predict_seconds(encoded, lambda rows: predict_rows(rows, adapted.model))
 

@@ -76,6 +76,22 @@ def score_test(
     return shift_report(scores, metrics[0])
 
 
+def notes_on_width(scores: Sequence[DomainScore], confidence: float) -> tuple[str, ...]:
+    """A sentence for each domain whose examples are all right, or all wrong: every resample is then the same, so that
+    its interval has no width, and the exact binomial one says how far the accuracy may be (Clopper and Pearson 1934).
+    """
+    found = []
+    for score in scores:
+        if score.metric == "accuracy" and score.value in (0.0, 1.0) and score.low == score.high:
+            lowest = ((1 - confidence) / 2) ** (1 / score.count)  # of n right in n; the exact interval, solved
+            reach = f"down to {100 * lowest:.1f}%" if score.value else f"up to {100 * (1 - lowest):.1f}%"
+            found.append(
+                f"{score.domain}: {'all' if score.value else 'none'} of {score.count} test examples are right, so its "
+                f"intervals by resampling have no width; the exact one of accuracy goes {reach}."
+            )
+    return tuple(found)
+
+
 def predictions_by_role(predictions: Predictions, splits: DomainSplits) -> dict[str, Predictions]:
     """The predictions of all in-domain and of all shifted domains; a role without any is left out."""
     roles = np.array([splits.role(domain) for domain in predictions.domain_ids.tolist()])

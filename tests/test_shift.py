@@ -1,12 +1,15 @@
 """Scores per domain, their means, the gap and the worst domain."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from hf_transfer.errors import InputError
 from hf_transfer.metrics import score_with_interval
 from hf_transfer.records import DomainScore, Predictions
-from hf_transfer.shift import score_domains, shift_report, split_predictions
+from hf_transfer.shift import notes_on_width, score_domains, shift_report, split_predictions
 from hf_transfer.statistics import derived_seed
 
 
@@ -153,3 +156,20 @@ def test_unknown_metrics_are_refused():
 def test_scores_of_two_stages_are_never_averaged():
     with pytest.raises(AssertionError, match="several stages"):
         shift_report([a_score("books", 0.9), a_score("books", 0.5, stage="before")], "accuracy")
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("count", [1, 9, 188])
+def test_an_interval_without_width_is_said_with_the_exact_one(count, confidence):
+    exact = {right: binomtest(right, count).proportion_ci(confidence, "exact") for right in (0, count)}
+    scores = [replace(a_score("books", 1.0), count=count), replace(a_score("dvd", 0.0), count=count)]
+    all_right, none_right = notes_on_width(scores, confidence)
+    assert all_right.startswith(f"books: all of {count} test examples are right")
+    assert all_right.endswith(f"goes down to {100 * exact[count].low:.1f}%.")
+    assert none_right.startswith(f"dvd: none of {count}")
+    assert none_right.endswith(f"goes up to {100 * exact[0].high:.1f}%.")
+
+
+def test_other_intervals_need_no_word():
+    some, other = a_score("books", 0.9), a_score("books", 1.0, "f1_macro")
+    assert notes_on_width([some, other, replace(a_score("dvd", 1.0), low=0.9)], 0.95) == ()
