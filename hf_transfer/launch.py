@@ -20,6 +20,7 @@ from torch import nn
 from hf_transfer import watch
 from hf_transfer.config import TrainConfig
 from hf_transfer.errors import EndedElsewhere, InputError
+from hf_transfer.on_device import forget_peak, peak_bytes
 
 LONGEST_WAIT = timedelta(hours=2)
 """For others, in a collective: for the first process while it saves and proves the model, say. Whoever is gone is
@@ -237,7 +238,7 @@ def reset_peak_memory(accelerator: Accelerator) -> None:
     What earlier runs hold on to still counts. Where the system has no such switch, the peak is the process's.
     """
     if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)
+        forget_peak(accelerator.device)
     with suppress(OSError):  # Linux alone has the file, and a sandbox may forbid it
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -245,6 +246,6 @@ def reset_peak_memory(accelerator: Accelerator) -> None:
 def peak_memory_bytes(accelerator: Accelerator) -> int:
     """Most memory held at once: on the GPU where there is one, else resident memory of this process."""
     if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device)
+        return peak_bytes(accelerator.device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,11 +1,12 @@
-"""Floor 1: from the host to the device without waiting for the device.
+"""Floor 1: from the host to the device without waiting for the device, and the most memory that was held there.
 
 A plain copy to a GPU waits until everything that was asked of the GPU before is done, and while it waits nothing new is
 asked. From pinned (page-locked) memory the copy is one more item in the GPU's queue; torch keeps the pinned memory
 until it has been read. Nothing that a micro-batch needs is asked of the GPU in turn: lengths, the places of real tokens
 and those of targets are read on the host, from the batch before it is sent. So the GPU is waited for at the end of a
-window, when its loss and gradient norm are read, and the next window's batches are made before that. Where states of
-frozen layers are looked up, each micro-batch waits once, as it begins, for the ids that they are looked up by.
+window, when its loss and gradient norm are read, and the next window's batches are made before that; several processes
+also count their targets at its beginning. Where states of frozen layers are looked up, each micro-batch waits once, as
+it begins, for the ids that they are looked up by.
 """
 
 from __future__ import annotations
@@ -33,3 +34,23 @@ def send_batch(batch: Batch, device: torch.device) -> Batch:
         labels=send(batch.labels, device),
         target_places=None if places is None else send(places, device),
     )
+
+
+_peaks: dict[torch.device, int] = {}  # most bytes held before the GPU's own count began anew
+
+
+def keep_peak(device: torch.device) -> None:
+    """Let the GPU's count of the most memory held begin anew, and remember what it was."""
+    _peaks[device] = peak_bytes(device)
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let ``peak_bytes`` begin anew."""
+    _peaks.pop(device, None)
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held at once on a GPU since ``forget_peak``."""
+    return max(_peaks.get(device, 0), torch.cuda.max_memory_allocated(device))

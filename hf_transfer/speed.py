@@ -14,6 +14,7 @@ from hf_transfer.cost import operations, shapes_of
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.on_device import send_batch
 from hf_transfer.rehearsal import Rehearsal, StageCost, mark
+from hf_transfer.token_budget import ON_HOST
 
 MEASURED_SECONDS = 1.0
 """How long micro-batches are run for, after the first one."""
@@ -70,13 +71,16 @@ def _spread(pieces: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _part(run: Rehearsal, stage: StageCost, piece: np.ndarray, most: float) -> tuple[np.ndarray, float]:
-    """As many rows of ``piece``, evenly spaced, as take ``most`` operations, at least one; and their operations."""
+    """As many rows of ``piece``, evenly spaced, as take ``most`` operations and any device has room for, at least one;
+    and their operations."""
 
     def amount(rows: np.ndarray) -> float:
         shapes = shapes_of([rows], run.source, run.target, stage.shapes.copies)
         return float(operations(stage.trace, shapes, run.flat).sum())
 
-    fits = max(1, math.floor(len(piece) * min(1.0, most / max(amount(piece), 1.0))))
+    tokens = stage.shapes.copies * int((run.source + run.target)[piece].sum())
+    share = min(1.0, most / max(amount(piece), 1.0), ON_HOST / tokens)
+    fits = max(1, math.floor(len(piece) * share))
     rows = piece[np.linspace(0, len(piece) - 1, fits).astype(int)]
     return rows, amount(rows)
 

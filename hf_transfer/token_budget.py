@@ -1,10 +1,9 @@
 """Floor 1: how many tokens go through a model at once: as many as the memory of the device holds.
 
 ``--train.tokens_per_micro_batch auto`` is ``ON_HOST`` on a CPU, where larger micro-batches are no faster
-(benchmarks/LOG.md). On a GPU two micro-batches of known size are run forward and backward before a stage of training
-begins. What the second peaks above the first, by its tokens above the first's, is what a token takes; gradients and
-workspaces, which do not grow with the tokens, cancel out. A window that has no room all the same is cut in half when it
-comes (train.py).
+(benchmarks/LOG.md). On a GPU a micro-batch of known size is run forward and backward before a stage of training begins.
+What it takes at most, gradients included, by its tokens, is at least what a token of a larger one takes. A window that
+has no room all the same is cut in half when it comes (train.py).
 """
 
 from __future__ import annotations
@@ -15,29 +14,34 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from hf_transfer.on_device import keep_peak
+
 ON_HOST = 8192
 """Tokens of a micro-batch on a CPU, and where processes share parameters, so that none can try by itself."""
-TRIED = (2048, 4096)
-"""Tokens of the micro-batches that are tried."""
-USED_SHARE = 0.8
-"""Of the free memory. The rest is for what the allocator cannot use and for attention over texts of unequal length."""
+TRIED = 4096
+"""Tokens of the micro-batch that is tried."""
+LEAST = 2048
+"""Tokens that are tried on any GPU; of one that has not so much room, the first windows are cut."""
+USED_SHARE = 0.6
+"""Of the free memory. The rest is for what the allocator cannot use, and for attention that pads texts of unequal
+length where those of the trial are nearly equal."""
 MOST = 1 << 20
 """Tokens that fill any device there is."""
 
 
-def trial_rows(lengths: np.ndarray, tokens: int) -> np.ndarray:
-    """Row numbers of the longest examples, which need most memory for each token, up to ``tokens``; at least one.
+def trial_rows(lengths: np.ndarray) -> np.ndarray:
+    """Row numbers of the longest examples, which need most memory for each token, up to ``TRIED``; at least one.
 
     ``lengths``: [train examples] tokens.
     """
     order = np.argsort(-lengths, kind="stable")
-    return order[: max(1, int(np.searchsorted(lengths[order].cumsum(), tokens, side="right")))]
+    return order[: max(1, int(np.searchsorted(lengths[order].cumsum(), TRIED, side="right")))]
 
 
 def measured_budget(
     lengths: np.ndarray, run: Callable[[np.ndarray], object], learning_bytes: int, device: torch.device
 ) -> int:
-    """Tokens of a micro-batch that the free memory of a GPU holds, at least ``TRIED[0]``.
+    """Tokens of a micro-batch that the free memory of a GPU holds, at least ``LEAST``.
 
     Args:
         lengths: [train examples] tokens of each.
@@ -46,20 +50,18 @@ def measured_budget(
             there yet, take three times as much, and what is sent to other processes once more.
         device: The GPU.
     """
-    small, large = (trial_rows(lengths, tokens) for tokens in TRIED)
-    tokens = [int(lengths[rows].sum()) for rows in (small, large)]
-    if tokens[0] == tokens[1]:
+    if lengths.sum() <= TRIED:
         return MOST  # all there is to learn from is a small micro-batch
-    peaks = []
+    rows = trial_rows(lengths)
     try:
-        run(small)  # the first pass also loads kernels and takes their workspaces
-        for rows in (small, large):
-            torch.cuda.reset_peak_memory_stats(device)
-            run(rows)
-            peaks.append(torch.cuda.max_memory_allocated(device))
+        run(rows)  # also loads kernels and takes their workspaces
+        before = torch.cuda.memory_allocated(device)
+        keep_peak(device)
+        run(rows)
+        taken = torch.cuda.max_memory_allocated(device) - before
     except torch.OutOfMemoryError:
-        return TRIED[0]  # and cut in half from there, if it must be
+        return LEAST
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    each = max(1.0, (peaks[1] - peaks[0]) / (tokens[1] - tokens[0]))
-    return max(TRIED[0], min(MOST, math.floor((USED_SHARE * free - 4 * learning_bytes) / each)))
+    each = max(1.0, taken / int(lengths[rows].sum()))
+    return max(LEAST, min(MOST, math.floor((USED_SHARE * free - 4 * learning_bytes) / each)))

@@ -216,6 +216,7 @@ def train(
     start = {id(p): p.detach().clone() for p in adapted.parts.body} if config.l2_sp else {}
     state = RunState()
     schedule_began = 0.0  # seconds of training before the schedule of the stage
+    most = 0  # tokens of a micro-batch since one had no room
     if folder.resume_from is not None:
         checkpoint.check_identity(folder.resume_from, folder.identity)
         state = checkpoint.load_state(folder.resume_from)
@@ -237,7 +238,8 @@ def train(
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
             wanted = config.tokens_per_micro_batch
             whole = lengths * copies
-            budget = wanted if wanted != "auto" else _own_budget(model, rows, whole, functions, accelerator)
+            budget = wanted if wanted != "auto" else _own_budget(model, rows, whole, functions, accelerator, progress)
+            budget = min(budget, most or budget)
             end = plan.first_step + plan.steps
             ahead = Ahead(partial(my_batches, flat))
             for step in range(state.step, end):
@@ -257,7 +259,7 @@ def train(
                             meanwhile=partial(ahead.prepare, step + 1, budget) if step + 1 < end else None,
                         )  # fmt: skip
                     except WindowTooLarge as error:
-                        budget = _cut_in_half(budget, lengths[window_of(step)], error, progress)
+                        budget = most = _cut_in_half(budget, lengths[window_of(step)], error, progress)
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 seconds = _agreed(time.perf_counter() - started, config, accelerator)
                 state = _count(state, step + 1, sums, seconds)
@@ -359,8 +361,6 @@ def learn_window(
     no_room = ""
     try:
         loss_sum, padding = _add_gradient(model, batches, loss_function, scale, accelerator)
-        if meanwhile is not None:
-            meanwhile()
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
@@ -369,6 +369,8 @@ def learn_window(
         optimizer.zero_grad(set_to_none=True)
         if accelerator.num_processes > 1:
             _answer_the_others(model, least_batch, loss_function, accelerator, no_room)
+    elif meanwhile is not None:
+        meanwhile()
     total, targets, examples, tokens, padded, without_room = _over_processes(
         [float(loss_sum), *sums, float(padding), float(bool(no_room))], accelerator
     )
@@ -450,7 +452,12 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _own_budget(
-    model: nn.Module, rows: Dataset, lengths: np.ndarray, functions: TaskFunctions, accelerator: Accelerator
+    model: nn.Module,
+    rows: Dataset,
+    lengths: np.ndarray,
+    functions: TaskFunctions,
+    accelerator: Accelerator,
+    progress: ProgressBar,
 ) -> int:
     """Tokens that go through the model at once, equal on all processes; on a GPU as many as memory holds."""
     if accelerator.device.type != "cuda" or getattr(accelerator, "is_fsdp2", False):
@@ -461,12 +468,15 @@ def _own_budget(
     def run(chosen: np.ndarray) -> None:
         batch = functions.train_batch(rows[chosen])
         sent = send_batch(batch, accelerator.device)
-        with flattened(module, *real_tokens(batch)), accelerator.autocast():
-            loss = functions.loss_function(module(**sent.inputs), sent).loss_sum
-        torch.autograd.grad(loss, learning, allow_unused=True)
+        with flattened(module, *real_tokens(batch)):  # around the backward too: layers may be run again in it
+            with accelerator.autocast():
+                loss = functions.loss_function(module(**sent.inputs), sent).loss_sum
+            torch.autograd.grad(loss, learning, allow_unused=True)
 
     own = measured_budget(lengths, run, sum(p.nbytes for p in learning), accelerator.device)
-    return min(gather_object([own]))
+    found = min(gather_object([own]))
+    progress.note(f"micro-batches of at most {found:,} tokens, from the free memory of the GPU")
+    return found
 
 
 def _cut_in_half(budget: int, lengths: np.ndarray, error: WindowTooLarge, progress: ProgressBar) -> int:

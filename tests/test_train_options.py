@@ -389,6 +389,36 @@ def test_a_window_that_does_not_fit_is_cut_in_half_and_learnt_from_with_the_same
     assert 1 <= len(halved) <= 4
 
 
+def test_what_had_no_room_in_one_stage_is_not_tried_again_in_the_next(folders, tmp_path):
+    config = replace(PLAIN, learning_rate=1e-2, epochs=2)
+    course = Course("classification", folders["classification"], config, head_first=True)
+    assert len(course.adapted.stages) == 2
+    longest = max(course.rows["length"])
+    said = run_with_memory_for(course, tmp_path, longest + 5, torch.OutOfMemoryError("CUDA out of memory"))
+    cuts = [
+        int(re.search(r"of (\d+) tokens", line)[1])
+        for line in said
+        if line.startswith("out of memory: the window is cut")
+    ]
+    assert cuts and cuts == sorted(set(cuts), reverse=True), said
+
+
+def test_a_host_without_room_for_the_next_window_is_not_taken_for_a_device_without(folders):
+    """The window at hand has its gradient; to answer other processes for it would be one exchange too many."""
+    course = Course("classification", folders["classification"], PLAIN)
+    optimizer = torch.optim.SGD(course.adapted.model.parameters(), lr=0.1)
+    batch = course.functions.make_batch(course.rows[:4])
+
+    def meanwhile():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        learn_window(
+            course.adapted.model, [(batch, True)], course.functions.loss_function, optimizer, 1.0, Accelerator(),
+            meanwhile=meanwhile,
+        )  # fmt: skip
+
+
 @pytest.mark.recipe
 @pytest.mark.parametrize("moment", ["unsynchronised", "synchronised"])
 def test_where_one_process_has_no_room_all_cut_the_window_and_learn_the_same(moment, folders, tmp_path):
