@@ -37,7 +37,7 @@ FLOORS = {
     "beginnings": 1,
     "dropout": 1,
     "on_device": 1,
-    "token_budget": 1,
+    "token_budget": 1.1,
     "preemption": 1,
     "watch": 1,
     "eval_mode": 1,
