@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout  # the one way to change it, and not yet public
 
 from hf_transfer import watch
 from hf_transfer.config import TrainConfig
-from hf_transfer.errors import EndedElsewhere, InputError
+from hf_transfer.errors import EndedElsewhere, InputError, RunError
 from hf_transfer.on_device import forget_peak, peak_bytes
 
+LONGEST_ARRIVAL = timedelta(minutes=10)
+"""For processes that start later, on another machine say, until all of a launch are there."""
+LONGEST_HANDSHAKE = timedelta(seconds=60)
+"""For processes that are there, until they are connected with each other; one that dies meanwhile is noticed by that
+alone."""
 LONGEST_WAIT = timedelta(hours=2)
 """For others, in a collective: for the first process while it saves and proves the model, say. Whoever is gone is
 noticed long before (watch.py)."""
@@ -39,11 +46,24 @@ def join_processes() -> None:
 
     Raises:
         InputError: the launcher started several, and each would take itself for the only one.
+        RunError: another one did not come, or went while they joined.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started < 2 or watch.current() is not None:
         return
-    state = PartialState(cpu=cpu_is_asked_for(), timeout=LONGEST_WAIT)
+    try:
+        _join(started)
+    except RuntimeError as error:  # of torch, whatever the backend; the first line says what, the others where in torch
+        what = str(error).partition("\n")[0]
+        raise RunError(
+            f"process {os.environ.get('RANK')} of {started} could not join the others: one did not start within "
+            f"{LONGEST_ARRIVAL}, or has ended; see what it said, and start all of them again ({what})."
+        ) from error
+
+
+def _join(started: int) -> None:
+    _arrive(started)
+    state = PartialState(cpu=cpu_is_asked_for(), timeout=LONGEST_HANDSHAKE)
     if state.num_processes != started:
         raise InputError(
             f"the launcher started {started} processes, and accelerate finds no GPU to join them on: for processes on "
@@ -58,6 +78,18 @@ def join_processes() -> None:
             file=sys.stderr,
             flush=True,
         )
+    state.wait_for_everyone()  # under the short limit: one that went while it joined is told by nobody
+    if torch.distributed.is_initialized():
+        _set_pg_timeout(LONGEST_WAIT, torch.distributed.group.WORLD)
+
+
+def _arrive(processes: int) -> None:
+    """Wait at the launch's own meeting place until all are there, so that connecting with each other is quick."""
+    if "MASTER_ADDR" not in os.environ or torch.distributed.is_initialized():
+        return
+    store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=LONGEST_ARRIVAL))
+    store.set(f"hf_transfer/{rank}", "here")
+    store.wait([f"hf_transfer/{other}" for other in range(processes)], LONGEST_ARRIVAL)
 
 
 def start_processes(train: TrainConfig, model_type: str, stages: int) -> Accelerator:

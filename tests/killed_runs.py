@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tiny_translation import make_translation_checkpoint
 from toy import write_reviews
 
 import hf_transfer as ht
-from hf_transfer import artefact, feature_store  # with all that a run imports, before the forks
+from hf_transfer import artefact, feature_store, launch  # with all that a run imports, before the forks
 
 MOST_KILLS = 3
 
@@ -38,6 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = base / "cache"
     artefact._prove = lambda *_: 0.0  # a fresh process, which tests of the artefact look at
+    launch.LONGEST_ARRIVAL = timedelta(seconds=8)  # where the other was killed before it was there
     feature_store.MEMORY_BYTES = 4096  # so that stored states lie in memory and in the file
     config = make_config(task, strategy, base)
     rng = random.Random(f"{task} {strategy}")

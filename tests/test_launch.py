@@ -1,5 +1,9 @@
 """Launch: which precision is chosen on which hardware, and which process speaks."""
 
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,10 +134,13 @@ def test_long_work_of_one_process_is_waited_for_by_the_others(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(launch.watch, "start", lambda *given: asked.update(watched=given[:2]))
-    state = SimpleNamespace(num_processes=2, process_index=1)
+    state = SimpleNamespace(num_processes=2, process_index=1, wait_for_everyone=lambda: asked.update(met=True))
     monkeypatch.setattr(launch, "PartialState", lambda **given: asked.update(given) or state)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch, "_set_pg_timeout", lambda timeout, group: asked.update(afterwards=(timeout, *asked)))
     launch.join_processes()
-    assert asked == {"cpu": True, "timeout": launch.LONGEST_WAIT, "watched": (1, 2)}
+    assert asked.pop("afterwards") == (launch.LONGEST_WAIT, "cpu", "timeout", "watched", "met"), "once they have met"
+    assert asked == {"cpu": True, "timeout": launch.LONGEST_HANDSHAKE, "watched": (1, 2), "met": True}
     assert launch.LONGEST_WAIT.total_seconds() >= 3600
 
 
@@ -228,3 +235,23 @@ def test_a_run_that_fsdp2_cannot_shard_is_refused_before_anything_is_written(tmp
         with pytest.raises(InputError, match=r"FSDP2 cannot shard this checkpoint \(marian\)"):
             page.run(replace(config, model=ModelConfig(checkpoint=checkpoint)))
         assert not (tmp_path / "out").exists()
+
+
+def test_a_process_whose_others_do_not_come_says_so_and_ends():
+    words = (
+        "from datetime import timedelta\n"
+        "from hf_transfer import cli, launch\n"
+        "launch.LONGEST_ARRIVAL, cli.SECONDS_FOR_THE_FIRST_PROCESS = timedelta(seconds=1), 0\n"
+        "with cli.exit_codes():\n"
+        "    launch.join_processes()\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | launched | {"ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-c", words]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    told = ran.stderr[ran.stderr.index("hf-transfer, process 1: the run failed") :]
+    assert "process 1 of 2 could not join the others: one did not start within 0:00:01, or has ended" in told
