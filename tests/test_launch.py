@@ -237,21 +237,42 @@ def test_a_run_that_fsdp2_cannot_shard_is_refused_before_anything_is_written(tmp
         assert not (tmp_path / "out").exists()
 
 
-def test_a_process_whose_others_do_not_come_says_so_and_ends():
+def start_to_join(rank: int, port: int, *before: str) -> subprocess.Popen:
+    """A process of two that joins, and runs ``before`` first."""
     words = (
-        "from datetime import timedelta\n"
-        "from hf_transfer import cli, launch\n"
-        "launch.LONGEST_ARRIVAL, cli.SECONDS_FOR_THE_FIRST_PROCESS = timedelta(seconds=1), 0\n"
-        "with cli.exit_codes():\n"
-        "    launch.join_processes()\n"
+        *("import os", "from datetime import timedelta", "from hf_transfer import cli, launch"),
+        "cli.SECONDS_FOR_THE_FIRST_PROCESS = 0",
+        *before,
+        *("with cli.exit_codes():", "    launch.join_processes()"),
     )
+    launched = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-c", "\n".join(words)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | launched)
+
+
+@pytest.fixture
+def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment = os.environ | launched | {"ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-c", words]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
-    assert ran.returncode == 1
-    assert "Traceback" not in ran.stderr
-    told = ran.stderr[ran.stderr.index("hf-transfer, process 1: the run failed") :]
-    assert "process 1 of 2 could not join the others: one did not start within 0:00:01, or has ended" in told
+        return taken.getsockname()[1]
+
+
+def could_not_join(process: subprocess.Popen) -> str:
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    return said[said.index("hf-transfer, process 1: the run failed: process 1 of 2 could not join the others") :]
+
+
+def test_a_process_whose_others_do_not_come_says_so_and_ends(port):
+    alone = start_to_join(1, port, "launch.LONGEST_ARRIVAL = timedelta(seconds=1)")
+    assert "one did not start within 0:00:01, or has ended" in could_not_join(alone)
+
+
+def test_one_that_goes_while_they_join_is_not_waited_for_like_one_at_long_work(port):
+    """The other has arrived by then, and waits for the rest of the handshake."""
+    assert launch.LONGEST_HANDSHAKE.total_seconds() <= 60 < launch.LONGEST_ARRIVAL.total_seconds()
+    gone = start_to_join(0, port, "launch.PartialState = lambda **_: os._exit(9)")
+    left = start_to_join(1, port, "launch.LONGEST_HANDSHAKE = timedelta(seconds=5)")
+    assert gone.wait(100) == 9
+    could_not_join(left)
