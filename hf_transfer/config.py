@@ -518,7 +518,7 @@ class PublishConfig:
     def problems(self) -> list[str]:
         """Everything about this section that cannot work, whatever the machine."""
         found = _repeated("publish.export", self.export)
-        found += _unknown("publish.export", self.export, EXPORTS, "export")
+        found += _not_among("publish.export", self.export, EXPORTS, "no known export")
         if self.repo_id is None:
             given = [name for name in ("private", "revision", "create_pr") if getattr(self, name)]
             return found + [
@@ -563,7 +563,7 @@ class ReportConfig:
     def problems(self) -> list[str]:
         """Everything about this section that cannot work."""
         found = _repeated("report.trackers", self.trackers)
-        found += _unknown("report.trackers", self.trackers, TRACKERS, "tracker")
+        found += _not_among("report.trackers", self.trackers, TRACKERS, "no known tracker")
         for name in ("tracker_project", "tracker_run"):
             given = getattr(self, name)
             if given is not None and not _TRACKER_NAME.fullmatch(given):
@@ -654,8 +654,9 @@ class RunConfig:
 
     def problems_of_one_run(self) -> list[str]:
         """What a single run cannot do and a comparison can."""
-        found = _not_among("adapt.strategy", [self.adapt.strategy], STRATEGIES_OF[self.task], self.task)
-        found += _not_among("evaluate.controls", self.evaluate.controls, CONTROLS_OF[self.task], self.task)
+        elsewhere = f"not known in {self.task}"
+        found = _not_among("adapt.strategy", [self.adapt.strategy], STRATEGIES_OF[self.task], elsewhere)
+        found += _not_among("evaluate.controls", self.evaluate.controls, CONTROLS_OF[self.task], elsewhere)
         if self.adapt.strategy == "mixed" and self.data.general_source is None:
             found.append("--adapt.strategy mixed needs general text to mix in: give --data.general_source.")
         if self.adapt.probe_layers is not None and self.adapt.strategy != "probe" and self.task == "classification":
@@ -729,13 +730,14 @@ class CompareConfig(RunConfig):
     def problems_of_one_run(self) -> list[str]:
         """Everything about the comparison that cannot work."""
         found = self.budget.problems()
+        elsewhere = f"not known in {self.task}"
         if self.publish.repo_id is not None:
             found.append(
                 "--publish.repo_id is for a single run: compare first, then hf-transfer push the folder of the run that "
                 "you choose."
             )
-        found += _not_among("strategies", self.strategies, STRATEGIES_OF[self.task], self.task)
-        found += _not_among("controls", self.controls, CONTROLS_OF[self.task], self.task)
+        found += _not_among("strategies", self.strategies, STRATEGIES_OF[self.task], elsewhere)
+        found += _not_among("controls", self.controls, CONTROLS_OF[self.task], elsewhere)
         found += _repeated("strategies", self.strategies) + _repeated("controls", self.controls)
         if self.adapt.probe_layers is not None and "probe" not in self.strategies and self.task == "classification":
             found.append("--adapt.probe_layers does nothing without probe among --strategies: leave it out.")
@@ -909,31 +911,20 @@ def _is_whole(value: Any, floor: int) -> bool:
     return bool(re.fullmatch(r"\d+", str(value))) and int(value) >= floor
 
 
-def _unknown(name: str, items: Sequence[str], known: Sequence[str], noun: str) -> list[str]:
-    unknown = [item for item in items if item not in known]
-    if not unknown:
-        return []
-    close = nearest(unknown[0], known)
-    hint = f" Did you mean {close}?" if close else ""
-    named = ", ".join(map(repr, unknown))
-    return [f"--{name} names {named}, which is no known {noun}.{hint} There are {', '.join(known)}."]
-
-
 def _repeated(name: str, items: Sequence[Any]) -> list[str]:
     repeated = sorted({item for item in items if items.count(item) > 1})
     return [f"--{name} names {', '.join(map(str, repeated))} more than once: name each once."] if repeated else []
 
 
-def _not_among(name: str, items: Sequence[str], known: Sequence[str], task: str) -> list[str]:
+def _not_among(name: str, items: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    """A problem if ``items`` has others than ``known``, which are ``what``: "no known tracker", say."""
     wrong = [item for item in items if item not in known]
     if not wrong:
         return []
     close = nearest(wrong[0], known)
     hint = f" Did you mean {close}?" if close else ""
-    return [
-        f"--{name} names {', '.join(map(repr, wrong))}, which is not known in {task}.{hint} There are "
-        f"{', '.join(known)}."
-    ]
+    named = ", ".join(map(repr, wrong))
+    return [f"--{name} names {named}, which is {what}.{hint} There are {', '.join(known)}."]
 
 
 def _rate_problems(item: str) -> list[str]:

@@ -24,7 +24,7 @@ import torch
 from forked_runs import run
 from tiny import make_checkpoint
 from tiny_translation import make_translation_checkpoint
-from toy import write_reviews
+from toy import sentence_pairs, write_reviews
 
 import hf_transfer as ht
 from hf_transfer import artefact, feature_store, launch  # with all that a run imports, before the forks
@@ -84,12 +84,7 @@ def make_config(task: str, strategy: str, base: Path) -> ht.RunConfig:
 
 
 def write_pairs(base: Path) -> Path:
-    rows = [
-        f"{who} {what} {'very ' * (i % 4)}well\t{wer} {was} {'sehr ' * (i % 4)}gut"
-        for i in range(8)
-        for who, wer in (("she", "sie"), ("he", "er"), ("who", "wer"))
-        for what, was in (("sings", "singt"), ("reads", "liest"))
-    ]
+    rows = sentence_pairs(8)
     folder = base / "pairs"
     folder.mkdir()
     (folder / "songs.tsv").write_text("source\ttarget\n" + "\n".join(rows) + "\n", encoding="utf-8")

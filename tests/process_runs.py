@@ -24,7 +24,7 @@ import torch
 from forked_runs import run
 from tiny import make_checkpoint
 from tiny_translation import make_translation_checkpoint
-from toy import write_reviews
+from toy import sentence_pairs, write_reviews
 
 import hf_transfer as ht
 from hf_transfer import artefact, compare_runs, page, train, watch
@@ -108,12 +108,7 @@ def write_rows(base: Path) -> Path:
 
 def write_pairs(base: Path) -> Path:
     """As ``write_rows``, of sentences."""
-    rows = [
-        f"{who} {what} {'very ' * (i % 4)}well\t{wer} {was} {'sehr ' * (i % 4)}gut"
-        for i in range(6)
-        for who, wer in (("she", "sie"), ("he", "er"), ("who", "wer"))
-        for what, was in (("sings", "singt"), ("reads", "liest"))
-    ]
+    rows = sentence_pairs(6)
     parts = {
         "songs.train": rows[:25],
         "songs.validation": rows[25:26],

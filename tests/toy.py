@@ -25,6 +25,16 @@ def encoded_rows(count: int, vocabulary: int, classes: int, seed: int = 0, longe
     return Dataset.from_list(rows)
 
 
+def sentence_pairs(loudness: int) -> list[str]:
+    """English and German, joined by a tab: six sentences in each of so many degrees."""
+    return [
+        f"{who} {what} {'very ' * (i % 4)}well\t{wer} {was} {'sehr ' * (i % 4)}gut"
+        for i in range(loudness)
+        for who, wer in (("she", "sie"), ("he", "er"), ("who", "wer"))
+        for what, was in (("sings", "singt"), ("reads", "liest"))
+    ]
+
+
 def write_reviews(
     folder: Path,
     domains: tuple[str, ...] = ("books", "apps"),
