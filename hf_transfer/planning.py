@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import disable_progress_bars
 
 from hf_transfer.adapt import Adapted
@@ -21,22 +20,16 @@ from hf_transfer.config import RunConfig, check_config
 from hf_transfer.cost import (
     OPTIMIZER_BYTES_KEPT,
     OPTIMIZER_BYTES_MOVED,
-    SOURCE_LENGTH,
-    Trace,
     activation_bytes,
-    frozen_prefix,
-    operations,
     shapes_of,
-    without_prefix,
 )
 from hf_transfer.cross_entropy import MOST_BYTES
-from hf_transfer.feature_store import FeatureStore, memory_limit
-from hf_transfer.features import stored_features
 from hf_transfer.flattened import find_stacks
 from hf_transfer.output_layer import output_layer
-from hf_transfer.rehearsal import Rehearsal, StageCost, cost_of, cost_of_pass, example, mark, rehearse, watch
+from hf_transfer.rehearsal import Rehearsal, StageCost, cost_of, cost_of_pass, rehearse
 from hf_transfer.report.results import plain
 from hf_transfer.speed import Measured, measure
+from hf_transfer.store_cost import stored_cost
 from hf_transfer.train import plan_stages
 
 FP32_BYTES = 4
@@ -65,7 +58,7 @@ def _describe(run: Rehearsal, config: RunConfig) -> dict[str, Any]:
     """Every number of the plan."""
     plans = plan_stages(run.adapted.stages, run.encoded.epoch_size, run.settings)
     stages = [cost_of(run, stage) for stage in plans] or [cost_of_pass(run)]
-    stored = _stored(run, stages)
+    stored = stored_cost(run, stages)
     return {
         "task": config.task,
         "strategy": config.adapt.strategy,
@@ -121,9 +114,6 @@ def _lora(run: Rehearsal) -> dict[str, Any] | None:
         return None
     names = list(run.adapted.model.base_model.targeted_module_names)  # type: ignore[union-attr, arg-type]
     return {"rank": run.config.adapt.lora_rank, "count": len(names), "modules": names}
-
-
-# ---- windows ---------------------------------------------------------------------------------------------------
 
 
 # ---- what is said of them --------------------------------------------------------------------------------------
@@ -228,90 +218,6 @@ def _largest(run: Rehearsal, stage: StageCost) -> tuple[float, dict[str, int]]:
             kept += min(shapes.copies * float(shapes.target.sum()) * vocabulary * FP32_BYTES, MOST_BYTES)
         found.append((kept, {"examples": len(piece), "tokens": real[place], "padded_tokens": padded[place]}))
     return max(found, key=lambda pair: pair[0])
-
-
-# ---- the store of what frozen layers compute -------------------------------------------------------------------
-
-
-def _stored(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
-    """What a store of frozen states would hold of train, and the operations of the run with and without it.
-
-    It holds what the head reads where the whole body is frozen (features.py), else the states that enter the lowest
-    layer that learns. Filling it takes one pass through what is frozen for each train example.
-    """
-    limit = memory_limit() + run.settings.feature_cache_bytes
-    without = float(sum(stage.operations(run.flat).sum() for stage in stages))
-    found: dict[str, Any] = {
-        "layers": 0,
-        "of_layers": len(run.adapted.parts.layers),
-        "holds": "nothing",
-        "bytes": 0,
-        "limit_bytes": limit,
-        "stored_share": 0.0,
-        "operations_without": without,
-        "operations_with": without,
-        "operations_to_fill": 0.0,
-    }
-    trained = {id(p) for stage in run.adapted.stages for p in stage.trainable}
-    parts = run.adapted.parts
-    layers = min(frozen_prefix(parts.layers, parts.embeddings, trained), parts.encoder_depth)
-    if run.config.adapt.strategy == "knn":  # a datastore that is always there, and no store of this kind
-        width = output_layer(run.pretrained.model)[0].shape[1]
-        size = int(run.target.sum()) * (width + 1) * FP32_BYTES  # a state and a piece for each target token
-        return found | {"holds": "decoder states (kNN-MT)", "bytes": size, "limit_bytes": size, "stored_share": 1.0}
-    if not layers:
-        return found
-    everything = shapes_of([np.array([i]) for i in range(len(run.source))], run.source, run.target)
-    body = _whole_body(run, stages) if layers == len(parts.layers) else None
-    if body is not None:
-        holds, size, heads = body
-        fill = operations(stages[0].trace, everything, run.flat)[:, 0].sum()
-        fill -= operations(heads[0], everything, run.flat)[:, 0].sum()
-        kept = [
-            operations(head, stage.shapes, run.flat) * stage.scale for head, stage in zip(heads, stages, strict=True)
-        ]
-    else:
-        widths = stages[0].trace.widths
-        holds = "states of every token"
-        size = int(run.source.sum()) * widths.get(layers, widths[layers - 1]) * FP32_BYTES
-        fill = operations(stages[0].trace, everything, run.flat)[: layers + 1, 0].sum()
-        kept = [without_prefix(stage.operations(run.flat), layers) for stage in stages]
-    seen = min(1.0, sum(stage.examples for stage in stages) / len(run.source))
-    share = min(1.0, limit / size)
-    fill *= seen * share
-    read = float(sum(found_of_stage.sum() for found_of_stage in kept))
-    return found | {
-        "layers": layers,
-        "holds": holds,
-        "bytes": size,
-        "stored_share": share,
-        "operations_with": share * read + (1 - share) * without + fill,
-        "operations_to_fill": fill,
-    }
-
-
-def _whole_body(run: Rehearsal, stages: Sequence[StageCost]) -> tuple[str, int, list[Trace]] | None:
-    """Of a body that no stage trains: what is stored, its bytes, and for each stage a trace of the head alone; None
-    where stored outputs do not serve."""
-    trial = run.functions.make_batch(run.encoded.train[: min(2, len(run.source))])
-    sizes = []
-    heads: list[Trace] = []
-    for length in (SOURCE_LENGTH, 2 * SOURCE_LENGTH):
-        store = FeatureStore()
-        with stored_features(run.adapted, "plan", store, trial.inputs) as features:
-            features.begin(run.adapted.stages[0])
-            if not features.depth.startswith("the body"):
-                return None
-            with torch.no_grad():
-                run.adapted.model(**example(run, length))
-            sizes.append(store.bytes)
-            for stage in stages if not heads else ():
-                mark(run, stage.plan)
-                heads.append(watch(run))  # the body is looked up
-    per_token = (sizes[1] - sizes[0]) // SOURCE_LENGTH
-    per_example = sizes[0] - per_token * SOURCE_LENGTH
-    size = per_example * len(run.source) + per_token * int(run.source.sum())
-    return ("states of every token" if per_token else "one vector per example"), size, heads
 
 
 # ---- time ------------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ FLOORS = {
     "page": 5,
     "rehearsal": 5.2,
     "speed": 5.3,
+    "store_cost": 5.3,
     "planning": 5.4,
     "predict_file": 5,
     "translate_file": 5,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import write_reviews
 
 import hf_transfer as ht
-from hf_transfer import cli, planning, rehearsal, speed
+from hf_transfer import cli, planning, rehearsal, speed, store_cost
 from hf_transfer.batching import cut_window, window_indices
 from hf_transfer.cost import activation_bytes, frozen_prefix, shapes_of
+from hf_transfer.feature_store import FeatureStore
+from hf_transfer.features import stored_features
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.report import read_results
 from hf_transfer.report.plan_console import format_operations, print_plan
@@ -81,7 +84,7 @@ def translation_config(checkpoint, output_dir, strategy="full", adapt=(), train=
     )
 
 
-def counted_by_torch(config: ht.RunConfig) -> int:
+def counted_by_torch(config: ht.RunConfig, with_store: bool = False) -> int:
     """FLOPs of every window of the run, forward and backward, as torch counts them in its kernels."""
     run = rehearsal.rehearse(config)
     lengths = np.asarray(run.encoded.train["length"])
@@ -89,18 +92,25 @@ def counted_by_torch(config: ht.RunConfig) -> int:
     # the counter leaves products out that are added in place, as translation's gradient of the output layer is
     in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
     counter, total = FlopCounterMode(display=False, custom_mapping=in_place), 0
-    for stage in plan_stages(run.adapted.stages, len(lengths), run.settings):
-        rehearsal.mark(run, stage)
-        for step in range(stage.first_step, stage.first_step + stage.steps):
-            window = window_indices(len(lengths), config.train.window_size, config.seed, step)
-            for piece in cut_window(lengths[window], config.train.tokens_per_micro_batch // copies, run.flat):
-                batch = run.functions.train_batch(run.encoded.train[window[piece]])
-                # the plain form of attention, whose products the counter sees one by one
-                with sdpa_kernel(SDPBackend.MATH), flattened(run.adapted.model, *real_tokens(batch)), counter:
-                    loss = run.functions.loss_function(run.adapted.model(**batch.inputs), batch).loss_sum
-                    loss.backward()
-                run.adapted.model.zero_grad()
-                total += counter.get_total_flops()  # it starts anew each time
+    with ExitStack() as undo:
+        features = None
+        if with_store:
+            trial = run.functions.make_batch(run.encoded.train[:2])
+            features = undo.enter_context(stored_features(run.adapted, "counted", FeatureStore(), trial.inputs))
+        for stage in plan_stages(run.adapted.stages, len(lengths), run.settings):
+            if features is not None:
+                features.begin(stage.stage)
+            rehearsal.mark(run, stage)
+            for step in range(stage.first_step, stage.first_step + stage.steps):
+                window = window_indices(len(lengths), config.train.window_size, config.seed, step)
+                for piece in cut_window(lengths[window], config.train.tokens_per_micro_batch // copies, run.flat):
+                    batch = run.functions.train_batch(run.encoded.train[window[piece]])
+                    # the plain form of attention, whose products the counter sees one by one
+                    with sdpa_kernel(SDPBackend.MATH), flattened(run.adapted.model, *real_tokens(batch)), counter:
+                        loss = run.functions.loss_function(run.adapted.model(**batch.inputs), batch).loss_sum
+                        loss.backward()
+                    run.adapted.model.zero_grad()
+                    total += counter.get_total_flops()  # it starts anew each time
     return total
 
 
@@ -179,7 +189,8 @@ def test_the_forward_of_a_layer_and_what_freezing_saves_are_as_by_hand(source, c
     spared = 2 * 2 * int(lengths.sum()) * 3 * HIDDEN**2
     assert (parts["layer 1"]["forward"], parts["layer 1"]["backward"]) == (layer, 2 * layer - spared)
     cache = plan["cache"]
-    assert (cache["layers"], cache["of_layers"], cache["stored_share"]) == (1, 2, 1.0)
+    (kept,) = cache["stages"]
+    assert (kept["layers"], cache["of_layers"], kept["stored_share"]) == (1, 2, 1.0)
     assert cache["operations_to_fill"] == layer / 2, "one epoch of the two"
     assert cache["operations_with"] == pytest.approx(cache["operations_without"] - layer + layer / 2)
     assert cache["bytes"] == lengths.sum() * HIDDEN * 4 == plan["memory"]["store"]
@@ -188,7 +199,7 @@ def test_the_forward_of_a_layer_and_what_freezing_saves_are_as_by_hand(source, c
 def test_a_probe_keeps_what_its_head_reads_and_pays_for_the_body_once(source, checkpoints, tmp_path):
     plan = ht.plan(config_for(source, checkpoints("bert"), tmp_path, "probe"))
     cache, body = plan["cache"], sum(part["forward"] for part in plan["operations"]["parts"][1:-1])
-    assert cache["holds"] == "one vector per example"
+    assert [row["holds"] for row in cache["stages"]] == ["one vector per example"]
     # the first position and the pooler's answer to it
     assert cache["bytes"] == plan["data"]["train_examples"] * 2 * HIDDEN * 4
     heads = cache["operations_without"] - cache["operations_with"] - body / 2
@@ -198,11 +209,11 @@ def test_a_probe_keeps_what_its_head_reads_and_pays_for_the_body_once(source, ch
 def test_a_store_that_is_too_small_saves_its_share_only(source, checkpoints, tmp_path, monkeypatch):
     config = config_for(source, checkpoints("bert"), tmp_path, "freeze", {"freeze": "1"})
     whole = ht.plan(config)["cache"]
-    monkeypatch.setattr(planning, "memory_limit", lambda: whole["bytes"] // 4)
+    monkeypatch.setattr(store_cost, "memory_limit", lambda: whole["bytes"] // 4)
     train = dataclasses.replace(config.train, feature_cache_bytes=whole["bytes"] // 2 - whole["bytes"] // 4)
     half = ht.plan(dataclasses.replace(config, train=train))
     saved = whole["operations_without"] - whole["operations_with"]
-    assert half["cache"]["stored_share"] == pytest.approx(0.5, rel=0.01)
+    assert half["cache"]["stages"][0]["stored_share"] == pytest.approx(0.5, rel=0.01)
     assert half["cache"]["operations_without"] - half["cache"]["operations_with"] == pytest.approx(saved / 2, rel=0.01)
     assert half["memory"]["store"] == whole["bytes"] // 2
 
@@ -210,14 +221,37 @@ def test_a_store_that_is_too_small_saves_its_share_only(source, checkpoints, tmp
 def test_lora_on_the_upper_layers_keeps_the_states_below_them(source, checkpoints, tmp_path):
     upper = {"lora_targets": "1.attention.self.query"}
     cache = ht.plan(config_for(source, checkpoints("bert"), tmp_path, "lora", upper))["cache"]
-    assert (cache["layers"], cache["holds"]) == (1, "states of every token")
+    assert [(row["layers"], row["holds"]) for row in cache["stages"]] == [(1, "states of every token")]
 
 
 def test_nothing_is_kept_where_embeddings_learn(source, checkpoints, tmp_path):
     for strategy, adapt in (("full", {}), ("freeze", {"freeze": "0-1"}), ("lora", {})):
         cache = ht.plan(config_for(source, checkpoints("bert"), tmp_path, strategy, adapt))["cache"]
-        assert (cache["layers"], cache["bytes"]) == (0, 0)
+        assert (cache["stages"], cache["bytes"]) == ([], 0)
         assert cache["operations_with"] == cache["operations_without"]
+
+
+STAGED = [
+    ("probe", {}, ["probe"]),
+    ("freeze", {"freeze": "1"}, ["freeze"]),
+    ("full", {"head_first": True, "head_first_epochs": 2}, ["head"]),
+    ("lora", {"head_first": True, "lora_rank": 4, "lora_targets": "1.attention.self.query"}, ["head", "lora"]),
+    ("freeze", {"freeze": "1", "head_first": True, "head_first_epochs": 2}, ["head", "freeze"]),
+    ("freeze", {"freeze": "embeddings", "gradual_unfreezing": True}, ["thaw 0", "thaw 1"]),
+]
+
+
+@pytest.mark.parametrize(("strategy", "adapt", "names"), STAGED, ids=lambda v: v if isinstance(v, str) else None)
+def test_a_run_with_its_store_computes_what_was_planned(strategy, adapt, names, source, checkpoints, tmp_path):
+    """Each stage keeps what has not learnt up to it, and another depth is filled anew."""
+    config = config_for(source, checkpoints("bert"), tmp_path, strategy, adapt, {"epochs": 3})
+    cache = ht.plan(config)["cache"]
+    assert [row["name"] for row in cache["stages"]] == names
+    assert cache["operations_with"] == pytest.approx(counted_by_torch(config, with_store=True), rel=1e-9)
+    assert cache["operations_without"] == pytest.approx(counted_by_torch(config), rel=1e-9)
+    spared = cache["operations_without"] - cache["operations_with"]
+    assert (spared > 0) == ("thaw 0" not in names), "in a stage of one epoch nothing is looked up twice"
+    assert cache["bytes"] == sum(row["bytes"] for row in cache["stages"])
 
 
 def test_a_prefix_ends_at_the_first_layer_that_learns():
@@ -411,6 +445,13 @@ def test_everything_planned_is_printed_at_any_width(width, source, checkpoints, 
     assert format_operations(plan["operations"]["total"]) in words
     assert "1 of 2 layers never change" in words
     assert "the layers see no padding" in words
+
+
+def test_what_each_stage_keeps_is_printed(source, checkpoints, tmp_path):
+    first = {"freeze": "1", "head_first": True}
+    words = " ".join(printed(ht.plan(config_for(source, checkpoints("bert"), tmp_path, "freeze", first)), 100).split())
+    assert "kept in head: 2 of 2 layers, one vector per example (" in words
+    assert "; freeze: 1 of 2 layers, states of every token (" in words
 
 
 def test_layers_that_are_alike_share_a_row_and_a_pooler_counts_with_the_head(source, checkpoints, tmp_path):

@@ -84,7 +84,7 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Cost", _cost(plan["operations"], plan["steps"])
     yield "Memory", _memory(plan["memory"])
     yield "Time", _time(plan)
-    yield "Cache", _cache(plan["cache"], plan["time"])
+    yield "Cache", _cache(plan)
 
 
 def _lora(lora: Mapping[str, Any]) -> str:
@@ -111,9 +111,10 @@ def _steps(steps: Mapping[str, Any]) -> str:
     stages = ", ".join(f"{stage['name']} {stage['steps']:,}" for stage in steps["stages"])
     several = f" ({stages})" if len(steps["stages"]) > 1 else ""
     epochs = f"{steps['epochs']:.3g} epoch" + "s" * (steps["epochs"] != 1)
+    pieces = f"{steps['micro_batches_per_step']:.3g}"
     clauses = [
         f"{steps['steps']:,} steps{several}: {epochs} of {steps['windows_per_epoch']:,} windows of "
-        f"{steps['window_size']} examples, each in {steps['micro_batches_per_step']:.3g} micro-batches",
+        f"{steps['window_size']} examples, each in {pieces} micro-batch" + "es" * (pieces != "1"),
         f"{steps['examples']:,} examples, {steps['tokens']:,} tokens",
     ]
     if steps["most_seconds"]:
@@ -159,14 +160,24 @@ def _time(plan: Plan) -> str:
     return f"about {format_seconds(time['seconds'])}{each} of training {where}, {how}"
 
 
-def _cache(cache: Mapping[str, Any], time: Mapping[str, Any]) -> str:
-    if cache["holds"] == "nothing":
+def _cache(plan: Plan) -> str:
+    cache, seconds = plan["cache"], plan["time"]["seconds_with_cache"]
+    rows = cache["stages"]
+    if not rows:
         return "nothing to keep: the lowest layer or the embeddings learn, or dropout changes them"
-    if not cache["layers"]:
-        return f"{cache['holds']}: {format_bytes(cache['bytes'])}"
-    part = f", of which {cache['stored_share']:.0%} fit" if cache["stored_share"] < 1 else ""
-    return (
-        f"{cache['layers']} of {cache['of_layers']} layers never change; with their {cache['holds']} kept "
-        f"({format_bytes(cache['bytes'])}{part}) {format_operations(cache['operations_with'])} and about "
-        f"{format_seconds(time['seconds_with_cache'])}, the first pass included"
+    if not rows[0]["layers"]:
+        return f"{rows[0]['holds']}: {format_bytes(cache['bytes'])}"
+    sizes = [format_bytes(row["bytes"]) + _fits(row["stored_share"]) for row in rows]
+    left = f"{format_operations(cache['operations_with'])} and about {format_seconds(seconds)}, the first pass included"
+    if len(plan["steps"]["stages"]) == 1:
+        layers = f"{rows[0]['layers']} of {cache['of_layers']} layers never change"
+        return f"{layers}; with their {rows[0]['holds']} kept ({sizes[0]}) {left}"
+    kept = "; ".join(
+        f"{row['name']}: {row['layers']} of {cache['of_layers']} layers, {row['holds']} ({size})"
+        for row, size in zip(rows, sizes, strict=True)
     )
+    return f"what has not learnt yet is kept in {kept}; with it {left}"
+
+
+def _fits(share: float) -> str:
+    return f", of which {share:.0%} fit" if share < 1 else ""
