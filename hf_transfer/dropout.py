@@ -71,8 +71,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor | None:
-    """As ``functional.scaled_dot_product_attention``; None where that is to be called: without dropout it is quicker,
-    and with a mask of its own it knows what to do with a query that sees no key."""
+    """As ``functional.scaled_dot_product_attention`` of [batch, heads, length, width]; None where that is to be called:
+    without dropout it is quicker, and with a mask of its own it knows what to do with a query that sees no key."""
     if not _is_served(query, dropout_p) or enable_gqa or (attn_mask is not None and attn_mask.dtype == torch.bool):
         return None
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale

@@ -388,13 +388,13 @@ def _can_be_looked_up(
 
 
 def _token_bytes(tensors: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[bytes]:
-    """The real tokens of each example, and their types, as bytes: what the outputs depend on."""
+    """The real tokens of each example, and their types ([batch, length] each), as bytes: what the outputs depend on."""
     arrays = [tensor.cpu().numpy() for tensor in tensors]
     return [b"|".join(array[i, :length].tobytes() for array in arrays) for i, length in enumerate(lengths)]
 
 
 def _cut(outputs: Row, place: int, length: int, keep: int) -> Row:
-    """Outputs of one example: sequences up to its length (or to ``keep``), vectors whole."""
+    """Outputs of one example: [batch, length, d] up to its length (or to ``keep``), [batch, d] whole."""
     row = {}
     for name, tensor in outputs.items():
         whole = tensor[place, : keep or length] if tensor.dim() == 3 else tensor[place]

@@ -228,7 +228,7 @@ def make_rows(mask: torch.Tensor, order: torch.Tensor, device: torch.device) -> 
 
 
 def _order(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Examples by source length, then by target length."""
+    """[batch] examples by source length, then by target length; of masks [batch, length]."""
     by_target = target.sum(1).argsort(stable=True)
     return by_target[source.sum(1)[by_target].argsort(stable=True)]
 
@@ -514,6 +514,7 @@ def _varlen_function() -> Any:
 
 
 def _varlen(rows: Sequence[torch.Tensor], layout: Layout, scaling: float | None) -> torch.Tensor:
+    """Flash attention over long rows: query, key and value, each [tokens, heads, width]."""
     query, key, value = rows
     found: Any = _varlen_function()(
         query,

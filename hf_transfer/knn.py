@@ -176,8 +176,9 @@ class Datastore:
         return found
 
     def _nearest_of_all(self, queries: torch.Tensor, neighbours: int) -> torch.Tensor:
-        """Exact search: one matrix product per block of keys. For 16 to 64 states at a time, which is what decoding
-        asks for, 3 to 15 times as fast as faiss's flat index, which compares so few states one by one."""
+        """[queries, neighbours] rows by exact search, block of keys by block. For 16 to 64 states at a time,
+        which is what decoding asks for, 3 to 15 times as fast as faiss's flat index, which compares so few one by one.
+        """
         near, where = [], []
         for start in range(0, len(self), KEYS_AT_ONCE):
             some = slice(start, start + KEYS_AT_ONCE)

@@ -249,8 +249,9 @@ class _Rows:
 
 
 def _main_directions(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions along which ``features`` vary most, and their sums of squares, by subspace iteration (Halko 2011,
-    algorithm 4.4). They set the speed of the solver and not its result, so two rounds do."""
+    """Directions [features, rank] along which ``features`` [rows, features] vary most, and their sums of squares, by
+    subspace iteration (Halko 2011, algorithm 4.4). They set the speed of the solver and not its result, so two rounds
+    do."""
     rank = min(DIRECTIONS, *features.shape)
     basis = torch.randn(features.shape[1], rank, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
@@ -272,6 +273,7 @@ def _losses(kind: str, rows: _Rows, parameters: torch.Tensor) -> torch.Tensor:
 
 
 def _loss_of(kind: str, z: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """[rows, problems] losses of ``z`` and ``wanted``, both [rows, problems, columns]."""
     if kind == "softmax":
         return z.logsumexp(-1) - (z * wanted).sum(-1)
     if kind == "binary":

@@ -190,7 +190,8 @@ class Classification:
 
 
 def _divergence(passes: Sequence[torch.Tensor], problem: str) -> torch.Tensor:
-    """KL(first || second) + KL(second || first), summed over examples; squared distance of values in regression."""
+    """KL(first || second) + KL(second || first) of logits [n, classes], summed over examples; the squared distance of
+    values in regression."""
     from torch.nn import functional
 
     first, second = passes
