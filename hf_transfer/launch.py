@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import json
 import os
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.distributed.distributed_c10d import _set_pg_timeout  # the one way to change it, and not yet public
@@ -26,9 +30,10 @@ from hf_transfer.on_device import forget_peak, peak_bytes
 
 LONGEST_ARRIVAL = timedelta(minutes=10)
 """For processes that start later, on another machine say, until all of a launch are there."""
+LONGEST_MEETING = timedelta(seconds=20)
+"""For processes that are there, until they watch each other; one that dies meanwhile is noticed by that alone."""
 LONGEST_HANDSHAKE = timedelta(seconds=60)
-"""For processes that are there, until they are connected with each other; one that dies meanwhile is noticed by that
-alone."""
+"""For processes that watch each other, until they are connected for work."""
 LONGEST_WAIT = timedelta(hours=2)
 """For others, in a collective: for the first process while it saves and proves the model, say. Whoever is gone is
 noticed long before (watch.py)."""
@@ -52,7 +57,8 @@ def join_processes() -> None:
     if started < 2 or watch.current() is not None:
         return
     try:
-        _join(started)
+        with watch.one_for_all():
+            _join(started)
     except RuntimeError as error:  # of torch, whatever the backend; the first line says what, the others where in torch
         what = str(error).partition("\n")[0]
         raise RunError(
@@ -62,34 +68,102 @@ def join_processes() -> None:
 
 
 def _join(started: int) -> None:
-    _arrive(started)
-    state = PartialState(cpu=cpu_is_asked_for(), timeout=LONGEST_HANDSHAKE)
+    """Arrive, watch each other, and only then connect, which may hang where one of them goes meanwhile."""
+    meeting = _Group() if torch.distributed.is_initialized() else _arrive(started)
+    try:
+        watch.start(meeting.rank, started, meeting.share, meeting.count)
+    except OSError as error:
+        print(
+            f"process {meeting.rank} cannot reach the first one's watch ({error}): should one of them die, the "
+            f"others wait up to {LONGEST_WAIT} before they say so.",
+            file=sys.stderr,
+            flush=True,
+        )
+    state = PartialState(cpu=cpu_is_asked_for(), timeout=LONGEST_HANDSHAKE, **meeting.for_connecting())
     if state.num_processes != started:
         raise InputError(
             f"the launcher started {started} processes, and accelerate finds no GPU to join them on: for processes on "
             "CPUs, set ACCELERATE_USE_CPU=true in their environment."
         )
+    state.wait_for_everyone()  # under the short limit
+    _set_pg_timeout(LONGEST_WAIT, torch.distributed.group.WORLD)
+    if isinstance(meeting, _Meeting):
+        atexit.register(_disconnect)
+
+
+def _arrive(processes: int) -> _Meeting:
+    """Wait at the launch's own meeting place until all are there, so that connecting with each other is quick.
+
+    Raises:
+        InputError: the launcher did not say where that is.
+        RuntimeError: one of them did not come.
+    """
     try:
-        watch.start(state.process_index, state.num_processes, lambda payload: broadcast_object_list([payload])[0])
-    except OSError as error:
-        print(
-            f"process {state.process_index} cannot reach the first one's watch ({error}): should one of them die, the "
-            f"others wait up to {LONGEST_WAIT} before they say so.",
-            file=sys.stderr,
-            flush=True,
-        )
-    state.wait_for_everyone()  # under the short limit: one that went while it joined is told by nobody
-    if torch.distributed.is_initialized():
-        _set_pg_timeout(LONGEST_WAIT, torch.distributed.group.WORLD)
+        store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=LONGEST_ARRIVAL))
+    except ValueError as error:  # a variable that is not there
+        raise InputError(
+            f"the environment speaks of {processes} processes (WORLD_SIZE) and does not say how they meet ({error}): "
+            "start them with accelerate launch or torchrun, or unset WORLD_SIZE."
+        ) from error
+    meeting = _Meeting(torch.distributed.PrefixStore("hf_transfer", store), rank, processes)
+    meeting.all_say("arrived", "", LONGEST_ARRIVAL)
+    meeting.store.set_timeout(LONGEST_MEETING)
+    return meeting
 
 
-def _arrive(processes: int) -> None:
-    """Wait at the launch's own meeting place until all are there, so that connecting with each other is quick."""
-    if "MASTER_ADDR" not in os.environ or torch.distributed.is_initialized():
-        return
-    store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=LONGEST_ARRIVAL))
-    store.set(f"hf_transfer/{rank}", "here")
-    store.wait([f"hf_transfer/{other}" for other in range(processes)], LONGEST_ARRIVAL)
+@dataclass(frozen=True)
+class _Meeting:
+    """Processes that can leave words for each other and are not connected yet.
+
+    Their store is the one by which they are then connected: one that closed it and opened another at the same port
+    would send those away who come to the first.
+    """
+
+    store: torch.distributed.Store
+    rank: int
+    processes: int
+
+    def all_say(self, about: str, word: str, longest: timedelta) -> list[str]:
+        """What each process says ``about`` something, this one ``word``."""
+        self.store.set(f"{about}/{self.rank}", word)
+        names = [f"{about}/{rank}" for rank in range(self.processes)]
+        self.store.wait(names, longest)
+        return [self.store.get(name).decode() for name in names]
+
+    def share(self, payload: Any) -> Any:
+        """What the first process calls it with."""
+        if self.rank == 0:
+            self.store.set("shared", json.dumps(payload))
+        return json.loads(self.store.get("shared"))
+
+    def count(self, is_so: bool) -> int:
+        """How many processes say so."""
+        return self.all_say("so", str(is_so), LONGEST_MEETING).count("True")
+
+    def for_connecting(self) -> dict[str, Any]:
+        """What torch needs to know to connect them."""
+        self.store.set_timeout(LONGEST_HANDSHAKE)
+        return {"store": self.store, "rank": self.rank, "world_size": self.processes}
+
+
+class _Group:
+    """As ``_Meeting``, of processes that are connected: by an earlier run of the same script, or by the script."""
+
+    def __init__(self) -> None:
+        self.rank: int = PartialState(cpu=cpu_is_asked_for()).process_index
+        _set_pg_timeout(LONGEST_ARRIVAL, torch.distributed.group.WORLD)
+
+    def share(self, payload: Any) -> Any:
+        """What the first process calls it with."""
+        return broadcast_object_list([payload])[0]
+
+    def count(self, is_so: bool) -> int:
+        """How many processes say so."""
+        return sum(gather_object([is_so]))
+
+    def for_connecting(self) -> dict[str, Any]:
+        """Nothing: they are."""
+        return {}
 
 
 def start_processes(train: TrainConfig, model_type: str, stages: int) -> Accelerator:
@@ -101,7 +175,11 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
     """
     precision = choose_precision(train.precision, model_type)
     join_processes()
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    named = "no" if precision == "fp32" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != named:
+        # of an earlier run of this process; accelerate offers no other way to another precision
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=named)
     if getattr(accelerator, "is_fsdp2", False) and stages > 1:
         raise InputError(
             "--adapt.head_first and --adapt.gradual_unfreezing train in several stages, which FSDP's sharded "
@@ -169,11 +247,15 @@ def failing_together(accelerator: Accelerator) -> Iterator[None]:
 
 
 def leave_processes() -> None:
-    """Wait for all processes and leave their group; the accelerator that was started is at its end."""
-    accelerator = Accelerator()  # another handle of the same state
-    accelerator.wait_for_everyone()
+    """Wait for all processes and stop watching them; they stay connected, for another run of the same script."""
+    PartialState().wait_for_everyone()
     watch.stop()
-    accelerator.end_training()
+
+
+def _disconnect() -> None:
+    """At the end of the script. Processes that were interrupted are not waited for."""
+    if watch.current() is None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def cpu_is_asked_for() -> bool:

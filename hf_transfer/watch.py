@@ -93,11 +93,11 @@ class Watch:
         self._send(0, self._me | {"kind": "here", "token": first["token"]})
         threading.Thread(target=self._read, args=(0, link.makefile("r", encoding="utf-8")), daemon=True).start()
 
-    def meet(self) -> None:
-        """Wait for the others, who are on their way since the first process listens: one that fails before it has met
-        them could not tell them why. One that cannot come within ``SECONDS_FOR_THE_OTHERS`` goes on unwatched."""
+    def meet(self, others: int) -> None:
+        """Wait for so many others to be taken in, who have come already: one that fails before it has met them could
+        not tell them why."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._links) == self.processes - 1, SECONDS_FOR_THE_OTHERS)
+            self._changed.wait_for(lambda: len(self._links) == others, SECONDS_FOR_NEWS)
 
     def close(self) -> None:
         """Leave the others without harm."""
@@ -286,25 +286,32 @@ def current() -> Watch | None:
     return _watch
 
 
-def start(rank: int, processes: int, share: Callable[[Any], Any]) -> None:
+def start(rank: int, processes: int, share: Callable[[Any], Any], count: Callable[[bool], int]) -> None:
     """Join the other processes.
 
     Args:
         share: gives every process what the first one calls it with.
+        count: waits for all processes and says how many of them called it with True.
 
     Raises:
-        OSError: the first process cannot be reached; the others go on unwatched.
+        OSError: the first process cannot be reached; this one goes on unwatched.
     """
     global _watch
     watch = Watch(rank, processes, int(os.environ.get("LOCAL_RANK", "0")))
     here_alone = os.environ.get("LOCAL_WORLD_SIZE") == str(processes)  # no other machine takes part
     first = share(watch.listen("127.0.0.1" if here_alone else "") if rank == 0 else None)
-    if rank == 0:
-        watch.meet()
-    else:
-        watch.connect("127.0.0.1" if here_alone else os.environ["MASTER_ADDR"], first)
+    try:
+        if rank != 0:
+            watch.connect("127.0.0.1" if here_alone else os.environ["MASTER_ADDR"], first)
+    except OSError:
+        count(False)
+        raise
     _watch = watch
     atexit.register(stop)  # a script of one's own need not end all processes at once
+    here("meeting the others")
+    come = count(True)
+    if rank == 0:
+        watch.meet(come - 1)
 
 
 def stop() -> None:

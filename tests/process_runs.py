@@ -2,20 +2,27 @@
 
     python process_runs.py same TASK STRATEGY COUNTS FOLDER
     python process_runs.py fails SCENARIO[,SCENARIO] FOLDER
+    python process_runs.py joins PROCESSES COUNT FOLDER
+    python process_runs.py killed_joins PROCESSES COUNT FOLDER
     LAUNCHER process_runs.py work SCENARIO CONFIG
 
 Data are uneven on purpose: 25 train rows in windows of 8, so that the last window holds one; one validation row; a
 test domain of one row. Micro-batches hold a few rows. ``same`` writes what each run computed to FOLDER/found.pt,
-``fails`` prints how each process ended, as JSON. ``work`` is one process of a launcher's.
+``fails`` prints how each process ended, as JSON; so does ``joins``, of processes that do nothing but meet and leave,
+and ``killed_joins``, of those among which the first is killed meanwhile. ``work`` is one process of a launcher's.
 """
 
 import ctypes
 import dataclasses
 import json
 import os
+import random
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +34,7 @@ from tiny_translation import make_translation_checkpoint
 from toy import sentence_pairs, write_reviews
 
 import hf_transfer as ht
-from hf_transfer import artefact, compare_runs, page, train, watch
+from hf_transfer import artefact, cli, compare_runs, launch, page, train, watch
 from hf_transfer.cli import exit_codes
 from hf_transfer.config import RunConfig
 from hf_transfer.errors import InputError, RunError
@@ -50,8 +57,34 @@ def main() -> None:
     if what == "same":
         task, strategy, counts = words[:3]
         torch.save(same(task, strategy, list(map(int, counts.split(","))), base), base / "found.pt")
+    elif what in ("joins", "killed_joins"):
+        print(json.dumps(list(joins(int(words[0]), int(words[1]), base, what == "killed_joins"))))
     else:
         print(json.dumps({name: fail(name, base / name) for name in words[0].split(",")}))
+
+
+# ---- nothing but meeting -------------------------------------------------------------------------------------------
+
+
+def joins(processes: int, count: int, base: Path, killed: bool) -> Iterator[list[int | None]]:
+    """Exit codes of processes that meet and leave, ``count`` times."""
+    rng = random.Random(processes)
+    if killed:
+        launch.LONGEST_ARRIVAL = timedelta(seconds=8)  # where the first is killed before it is there
+        cli.SECONDS_FOR_THE_FIRST_PROCESS = 1
+    for _ in range(count):
+        # many kills fall into the tenth of a second in which processes meet
+        moment = rng.choice([0.06, 0.1, 0.3]) * rng.random() if killed else None
+        work = partial(meet, seconds=0.3 if killed else 0.0)
+        yield [one.code for one in run(RunConfig(output_dir=str(base / "out")), processes, work, moment)]
+
+
+def meet(config: RunConfig, seconds: float) -> None:
+    launch.join_processes()
+    with watch.one_for_all():
+        time.sleep(seconds)
+        launch.PartialState().wait_for_everyone()
+        launch.leave_processes()
 
 
 # ---- the same numbers ----------------------------------------------------------------------------------------------
@@ -230,6 +263,12 @@ def refuses(config: RunConfig) -> None:
     page.run(config)
 
 
+def twice(config: RunConfig) -> None:
+    """A script with two runs."""
+    page.run(config)
+    page.run(at(config, Path(config.output_dir).with_name("again")))
+
+
 def all_refuse(config: RunConfig) -> None:
     page.run(dataclasses.replace(config, data=ht.DataConfig(source="missing.csv")))
 
@@ -298,6 +337,7 @@ SCENARIOS: dict[str, Callable[[RunConfig], None]] = {
     "raises": raises,
     "refuses": refuses,
     "all_refuse": all_refuse,
+    "twice": twice,
     "unproved": unproved,
     "busy": busy,
     "compares_with_one_unproved": compares_with_one_unproved,

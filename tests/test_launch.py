@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from tiny import make_checkpoint
 from tiny_translation import make_translation_checkpoint
 
-from hf_transfer import launch, page
+from hf_transfer import cli, launch, page
 from hf_transfer.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError
 from hf_transfer.launch import (
@@ -119,10 +119,25 @@ def test_the_first_process_is_known_before_accelerate_is_set_up(monkeypatch):
     assert not is_main_process()
 
 
+def test_runs_of_one_process_may_have_different_precisions(monkeypatch):
+    monkeypatch.setattr(launch, "cpu_has_bf16", lambda: True)
+    wanted = ["fp32", "bf16", "bf16", "fp32"]
+    found = [start_processes(TrainConfig(precision=one), "bert", stages=1) for one in wanted]
+    assert [accelerator.state.mixed_precision for accelerator in found] == ["no"] * 4, "they share what the last one is"
+    assert [accelerator.native_amp for accelerator in found] == [False, True, True, False]
+
+
+def a_meeting() -> SimpleNamespace:
+    """The second process of two that have arrived."""
+    return SimpleNamespace(rank=1, share="share", count="count", for_connecting=lambda: {"store": "of all"})
+
+
 def test_processes_that_accelerate_would_not_join_are_refused(monkeypatch):
     """Each would take itself for the only one, and write into the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(launch, "PartialState", lambda cpu, timeout: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(launch, "_arrive", lambda processes: a_meeting())
+    monkeypatch.setattr(launch.watch, "start", lambda *given: None)
+    monkeypatch.setattr(launch, "PartialState", lambda **given: SimpleNamespace(num_processes=1))
     with pytest.raises(InputError, match=r"started 2 processes, .* set ACCELERATE_USE_CPU=true in their environment"):
         start_processes(TrainConfig(), "bert", stages=1)
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -133,14 +148,16 @@ def test_long_work_of_one_process_is_waited_for_by_the_others(monkeypatch):
     asked = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(launch.watch, "start", lambda *given: asked.update(watched=given[:2]))
+    monkeypatch.setattr(launch, "_arrive", lambda processes: a_meeting())
+    monkeypatch.setattr(launch.watch, "start", lambda *given: asked.update(watched=given))
     state = SimpleNamespace(num_processes=2, process_index=1, wait_for_everyone=lambda: asked.update(met=True))
     monkeypatch.setattr(launch, "PartialState", lambda **given: asked.update(given) or state)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(launch, "_set_pg_timeout", lambda timeout, group: asked.update(afterwards=(timeout, *asked)))
     launch.join_processes()
-    assert asked.pop("afterwards") == (launch.LONGEST_WAIT, "cpu", "timeout", "watched", "met"), "once they have met"
-    assert asked == {"cpu": True, "timeout": launch.LONGEST_HANDSHAKE, "watched": (1, 2), "met": True}
+    order = ("watched", "cpu", "timeout", "store", "met")
+    assert asked.pop("afterwards") == (launch.LONGEST_WAIT, *order), "once they have met"
+    limit = {"timeout": launch.LONGEST_HANDSHAKE, "store": "of all"}
+    assert asked == {"watched": (1, 2, "share", "count"), "cpu": True, **limit, "met": True}
     assert launch.LONGEST_WAIT.total_seconds() >= 3600
 
 
@@ -257,22 +274,46 @@ def port() -> int:
         return taken.getsockname()[1]
 
 
-def could_not_join(process: subprocess.Popen) -> str:
+def last_words(process: subprocess.Popen) -> str:
+    """What a process says of its end, which a failure of torch's may precede."""
     _, said = process.communicate(timeout=100)
     assert process.returncode == 1, said
     assert "Traceback" not in said
-    return said[said.index("hf-transfer, process 1: the run failed: process 1 of 2 could not join the others") :]
+    return said[said.index("hf-transfer") :]
 
 
 def test_a_process_whose_others_do_not_come_says_so_and_ends(port):
     alone = start_to_join(1, port, "launch.LONGEST_ARRIVAL = timedelta(seconds=1)")
-    assert "one did not start within 0:00:01, or has ended" in could_not_join(alone)
+    said = last_words(alone)
+    assert said.startswith("hf-transfer, process 1: the run failed: process 1 of 2 could not join the others: one did ")
+    assert "one did not start within 0:00:01, or has ended" in said
 
 
-def test_one_that_goes_while_they_join_is_not_waited_for_like_one_at_long_work(port):
-    """The other has arrived by then, and waits for the rest of the handshake."""
-    assert launch.LONGEST_HANDSHAKE.total_seconds() <= 60 < launch.LONGEST_ARRIVAL.total_seconds()
-    gone = start_to_join(0, port, "launch.PartialState = lambda **_: os._exit(9)")
-    left = start_to_join(1, port, "launch.LONGEST_HANDSHAKE = timedelta(seconds=5)")
+def test_all_end_within_a_minute_of_one_that_goes_when_all_have_arrived():
+    longest = launch.LONGEST_MEETING.total_seconds() + cli.SECONDS_FOR_THE_FIRST_PROCESS
+    assert longest < 60 <= launch.LONGEST_HANDSHAKE.total_seconds() < launch.LONGEST_ARRIVAL.total_seconds()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_goes_when_all_watch_each_other_is_named_at_once(port, rank):
+    """The other waits for a connection that never comes, and cannot be woken."""
+    gone = start_to_join(rank, port, "launch.PartialState = lambda **_: os._exit(9)")
+    left = start_to_join(1 - rank, port, "from hf_transfer import watch", "watch.SECONDS_TO_LEAVE = 1")
     assert gone.wait(100) == 9
-    could_not_join(left)
+    assert last_words(left).startswith(f"hf-transfer: the run failed: process {rank} of 2 (on {socket.gethostname()}, ")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_goes_before_they_watch_each_other_is_missed_before_long(port, rank):
+    gone = start_to_join(rank, port, "launch.watch.start = lambda *_: os._exit(9)")
+    left = start_to_join(1 - rank, port, "launch.LONGEST_MEETING = timedelta(seconds=2)")
+    assert gone.wait(100) == 9
+    assert f"the run failed: process {1 - rank} of 2 could not join the others: " in last_words(left)
+
+
+def test_an_environment_that_does_not_say_how_processes_meet_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"speaks of 2 processes \(WORLD_SIZE\) .* launch or torchrun, or unset"):
+        launch.join_processes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,33 @@ def test_four_processes_compute_what_one_does_and_go_on_from_others_checkpoints(
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     check_same(found, [2, 4])
     check_continued(found, [(1, 2), (2, 1), (2, 4)])
+
+
+@pytest.mark.recipe
+def test_a_script_may_have_several_runs(tmp_path):
+    ((codes, said),) = fails(tmp_path, "twice")
+    assert codes == [0, 0], said
+    first, second = (json.loads((tmp_path / "twice" / name / "results.json").read_text()) for name in ("out", "again"))
+    assert first["scores"] == second["scores"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "count"), [(2, 100), (4, 100)])
+def test_processes_meet_each_time(tmp_path, processes, count):
+    """One that closed the meeting place and opened it again would send others away, now and then."""
+    found = json.loads(process_runs("joins", processes, count, tmp_path).splitlines()[-1])
+    assert found == [[0] * processes] * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "count"), [(2, 40), (4, 40)])
+def test_whenever_the_first_of_processes_that_meet_is_killed_all_end(tmp_path, processes, count):
+    found = json.loads(process_runs("killed_joins", processes, count, tmp_path).splitlines()[-1])
+    killed = [codes[1:] for codes in found if codes[0] == -signal.SIGKILL]
+    assert len(killed) > count // 2, "most had left before the kill"
+    assert [1] * (processes - 1) in killed
+    assert all(code in (0, 1) for codes in killed for code in codes), "0 of those that had met and left by then"
+    assert all(codes == [0] * processes for codes in found if codes[0] != -signal.SIGKILL)
 
 
 # ---- one fails -----------------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def test_the_first_process_has_met_all_others_when_it_goes_on(monkeypatch):
         second.connect("127.0.0.1", first)
         return first
 
-    watch.start(0, 2, share)
+    watch.start(0, 2, share, lambda joined: 1 + joined)
     try:
         with pytest.raises(InputError, match="no such file"), watch.one_for_all():
             raise InputError("no such file")
