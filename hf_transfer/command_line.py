@@ -32,6 +32,7 @@ RENAMED = {
     "train_batch_size": "train.window_size",
     "batch_size": "train.window_size",
     "gradient_accumulation_steps": "train.tokens_per_micro_batch",
+    "torch_compile": "train.compile",
     "auto_find_batch_size": "train.tokens_per_micro_batch",
     "per_device_eval_batch_size": "evaluate.tokens_per_batch",
     "model_name_or_path": "model.checkpoint",

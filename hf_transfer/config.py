@@ -345,6 +345,8 @@ class TrainConfig:
     """Most tokens that go through the model at once on one process; auto is 8192 on a CPU and as many as free memory holds on a GPU. A window without room is cut in half by itself."""
     activation_checkpointing: bool = False
     """Keep no activations inside layers and compute them again in the backward pass: about a third more time, and memory for one layer in place of all."""
+    compile: Literal["never", "auto", "always"] = "never"
+    """Layers through torch.compile while they learn: auto tries on a GPU, in stages long enough to pay for it, and keeps what is faster. On a CPU they were slower; on a GPU it is untried."""
     feature_cache_bytes: int = 16 << 30
     """Bytes of disk, within the output folder and while it lasts, for what the frozen bottom of a model computes and memory does not hold; 0 uses none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

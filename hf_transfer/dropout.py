@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class QuickDropout(TorchFunctionMode):
             if found is not None:
                 return found
         return func(*args, **kwargs)
+
+
+def quick_dropout(device: torch.device) -> AbstractContextManager[Any]:
+    """``QuickDropout`` where it serves; elsewhere every call of torch would ask it in vain."""
+    return QuickDropout() if device.type == "cpu" else nullcontext()
 
 
 def keep_noise(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:

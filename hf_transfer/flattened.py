@@ -531,6 +531,16 @@ def _varlen(rows: Sequence[torch.Tensor], layout: Layout, scaling: float | None)
     return found
 
 
+@contextmanager
+def attention_stays_outside() -> Iterator[None]:
+    """While this lasts, torch's compiler goes around ``attend``, whose runs are others for each batch."""
+    AttentionInterface.register(NAME, torch.compiler.disable(attend))
+    try:
+        yield
+    finally:
+        AttentionInterface.register(NAME, attend)
+
+
 def _mask_interface() -> Any:
     return AttentionMaskInterface()
 

@@ -49,6 +49,7 @@ FREE_TO_CHANGE = {
     "tokens_per_micro_batch",
     "feature_cache_bytes",
     "activation_checkpointing",
+    "compile",
     "source",
     "subset",
 }

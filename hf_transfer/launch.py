@@ -50,9 +50,13 @@ def join_processes() -> None:
     To be called before anything that a process can fail in alone. A second call does nothing.
 
     Raises:
-        InputError: the launcher started several, and each would take itself for the only one.
+        InputError: the launcher asks for DeepSpeed, or started several, and each would take itself for the only one.
         RunError: another one did not come, or went while they joined.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise InputError(
+            "the launcher asks for DeepSpeed, which is not served: choose DDP or FSDP2 (recipes/accelerate)."
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started < 2 or watch.current() is not None:
         return
@@ -171,7 +175,7 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
 
     Raises:
         InputError: half precision that this hardware does not have or this architecture does not bear, or more stages
-            than sharded parameters allow.
+            than sharded parameters allow, or compiled layers of them.
     """
     precision = choose_precision(train.precision, model_type)
     join_processes()
@@ -185,6 +189,8 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
             "--adapt.head_first and --adapt.gradual_unfreezing train in several stages, which FSDP's sharded "
             "parameters do not allow: leave them out, or use DDP."
         )
+    if getattr(accelerator, "is_fsdp2", False) and train.compile != "never":
+        raise InputError(f"--train.compile {train.compile} does not go with FSDP's sharded parameters: use DDP.")
     return accelerator
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,9 @@ from torch import nn
 from hf_transfer import checkpoint
 from hf_transfer.adapt.base import Adapted, Stage
 from hf_transfer.batching import Ahead, Mixture, cut_window, share_window, window_count, window_indices
+from hf_transfer.compiled import CompiledLayers
 from hf_transfer.config import TrainConfig
-from hf_transfer.dropout import QuickDropout
+from hf_transfer.dropout import quick_dropout
 from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
@@ -224,7 +225,9 @@ def train(
         progress.note(f"continuing after step {state.step} of {last_step}")
     if state.processes[-1:] != (accelerator.num_processes,):
         state = replace(state, processes=(*state.processes, accelerator.num_processes))
-    with _open_log(folder.log, state.step, accelerator.is_main_process) as log, Notice() as notice:
+    layers = CompiledLayers(adapted.parts.layer_modules, config.compile, accelerator, progress.note)
+    log_file = _open_log(folder.log, state.step, accelerator.is_main_process)
+    with log_file as log, Notice() as notice, closing(layers):
         for plan in plans:
             if features is not None:
                 features.begin(plan.stage)
@@ -241,6 +244,7 @@ def train(
             budget = wanted if wanted != "auto" else _own_budget(model, rows, whole, functions, accelerator, progress)
             budget = min(budget, most or budget)
             end = plan.first_step + plan.steps
+            layers.begin(end - state.step)
             ahead = Ahead(partial(my_batches, flat))
             for step in range(state.step, end):
                 here(f"training, step {step + 1} of {last_step}")
@@ -262,6 +266,7 @@ def train(
                         budget = most = _cut_in_half(budget, lengths[window_of(step)], error, progress)
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 seconds = _agreed(time.perf_counter() - started, config, accelerator)
+                layers.learnt(seconds, sums.tokens)
                 state = _count(state, step + 1, sums, seconds)
                 _log_step(log, listener, step + 1, learning_rate, seconds, sums)
                 progress.advance(sums.loss, learning_rate, sums.examples)
@@ -405,7 +410,7 @@ def _add_gradient(
         last = turn == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             sent = send_batch(batch, accelerator.device)
-            with flattened(model, *real_tokens(batch)) as rows, QuickDropout():  # the layers see no padding
+            with flattened(model, *real_tokens(batch)) as rows, quick_dropout(accelerator.device):
                 with accelerator.autocast():  # the output layer of translation multiplies in there
                     loss = loss_function(model(**sent.inputs), sent).loss_sum
                 accelerator.backward(loss * (scale if counts else 0.0))
@@ -537,7 +542,8 @@ def _checkpoint_activations(model: nn.Module) -> None:
         raise RunError(f"--train.activation_checkpointing: {inner.config.model_type} does not offer it; turn it off.")
     # the lowest transformers knows the older name only, of which the newest warns
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
-    enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), QuickDropout())})
+    device = next(inner.parameters()).device
+    enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), quick_dropout(device))})
 
 
 def _prepare(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
-from hf_transfer.dropout import CHANCES, QuickDropout, keep_noise
+from hf_transfer.dropout import CHANCES, QuickDropout, keep_noise, quick_dropout
 
 ALMOST_NONE = 1 / CHANCES
 """The smallest probability that 16 bits can have: few enough are dropped that a small tensor keeps everything."""
@@ -47,6 +47,12 @@ def test_any_shape_and_the_seed_decides(shape, seed):
         found.append(keep_noise(torch.Size(shape), 0.4, torch.float32))
     assert found[0].shape == torch.Size(shape)
     assert torch.equal(*found)
+
+
+def test_calls_of_torch_are_caught_where_dropout_is_on_the_cpu_only():
+    assert isinstance(quick_dropout(torch.device("cpu")), QuickDropout)
+    with quick_dropout(torch.device("cuda")) as entered:
+        assert entered is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

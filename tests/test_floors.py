@@ -30,6 +30,7 @@ FLOORS = {
     "output_layer": 1.5,
     "decoding": 1.5,
     "flattened": 1.6,
+    "compiled": 2,
     "layers": 1.7,
     "batching": 1,
     "content_cache": 1,
@@ -106,6 +107,7 @@ FLOORS = {
 DOORS = {
     "accelerate": {
         "checkpoint",
+        "compiled",
         "control_runs",
         "folder",
         "launch",

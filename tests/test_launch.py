@@ -108,6 +108,14 @@ def test_sharded_parameters_refuse_several_stages_and_take_one(hardware, monkeyp
     assert start_processes(TrainConfig(), "bert", stages=1).is_fsdp2
     with pytest.raises(InputError, match=r"--adapt.head_first and --adapt.gradual_unfreezing .* or use DDP"):
         start_processes(TrainConfig(), "bert", stages=2)
+    with pytest.raises(InputError, match=r"--train.compile auto does not go with FSDP's sharded parameters: use DDP"):
+        start_processes(TrainConfig(compile="auto"), "bert", stages=1)
+
+
+def test_deepspeed_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="DeepSpeed, which is not served: choose DDP"):
+        start_processes(TrainConfig(), "bert", stages=1)
 
 
 def test_the_first_process_is_known_before_accelerate_is_set_up(monkeypatch):
