@@ -52,7 +52,7 @@ class CompiledLayers:
         self._layers, self._wanted, self._accelerator, self._note = layers, wanted, accelerator, note
         self._undo = ExitStack()
         self._left = 0
-        self._trying = False
+        self._trying = self._gave_up = False
         self._windows: list[tuple[float, int]] = []
         self._plain = 0.0
         """Seconds per token of layers as they are; 0 before that is known."""
@@ -64,7 +64,7 @@ class CompiledLayers:
             RunError: layers are to be compiled, and torch cannot do it here.
         """
         self._undo.close()
-        self._left, self._windows, self._plain = windows, [], 0.0
+        self._left, self._windows, self._plain, self._gave_up = windows, [], 0.0, False
         self._trying = self._wanted == "auto" and self._accelerator.device.type in TRIED_ON
         if self._wanted == "always":
             reason = self._compile()
@@ -98,6 +98,11 @@ class CompiledLayers:
 
     def _end_trial(self, times: float, first: float) -> None:
         self._trying = False
+        if self._mean(float(self._gave_up)):
+            if not self._gave_up:
+                self._note("layers are not compiled: torch cannot do it on another process")
+            self._undo.close()
+            return
         kept = "they stay" if times > 1 else "they go"
         self._note(
             f"compiled layers: {times:.2f} times as fast, {first:.1f} s for the first {UNCOUNTED} windows; {kept}"
@@ -126,8 +131,21 @@ class CompiledLayers:
             return str(error).partition("\n")[0]
         self._undo.enter_context(attention_stays_outside())
         for layer in self._layers:
-            self._undo.enter_context(_compiled(layer))
+            self._undo.enter_context(_compiled(layer, self._give_up))
         return ""
+
+    def _give_up(self, error: Exception) -> None:
+        """A layer cannot be compiled: under ``auto`` it runs as it is, like all others from the next one on.
+
+        Raises:
+            RunError: it was to be compiled.
+        """
+        what = str(error).partition("\n")[0]
+        if self._wanted == "always":
+            raise RunError(f"--train.compile always: torch cannot compile a layer ({what}): leave it out.") from error
+        self._gave_up = True
+        self._undo.close()
+        self._note(f"layers are not compiled: torch cannot do it with these ({what})")
 
 
 def _small(states: torch.Tensor) -> torch.Tensor:
@@ -135,16 +153,21 @@ def _small(states: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _compiled(layer: Any) -> Iterator[None]:
-    """Let passes of ``layer`` that are learnt from go through the compiler."""
+def _compiled(layer: Any, give_up: Callable[[Exception], None]) -> Iterator[None]:
+    """Let passes of ``layer`` that are learnt from go through the compiler; what it cannot do goes to ``give_up``."""
     plain = layer.forward
     had_its_own = "forward" in vars(layer)
     quick = torch.compile(plain, dynamic=True, backend=BACKEND)
 
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        learns = layer.training and torch.is_grad_enabled()
-        return (quick if learns else plain)(*args, **kwargs)
+        if not (layer.training and torch.is_grad_enabled()):
+            return plain(*args, **kwargs)
+        try:
+            return quick(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            give_up(error)
+        return plain(*args, **kwargs)
 
     layer.forward = forward
     try:

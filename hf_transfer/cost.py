@@ -175,7 +175,8 @@ def trace(model: nn.Module, layers: Sequence[nn.Module], inputs: Mapping[str, to
         undo.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         undo.enter_context(watch)
         outputs = model(**inputs)
-    reached = _reached(outputs.logits.grad_fn)
+    end = outputs.logits if "logits" in outputs else outputs.last_hidden_state  # of a body alone
+    reached = _reached(end.grad_fn)
     products = [
         term if node in reached else replace(term, size=term.size * np.array([1.0, 0.0, 0.0]))
         for term, node in watch.products

@@ -7,7 +7,9 @@ import copy
 import json
 import os
 import resource
+import secrets
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import torch
 import torch.distributed
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import nn
 from torch.distributed.distributed_c10d import _set_pg_timeout  # the one way to change it, and not yet public
 
@@ -30,6 +32,8 @@ from hf_transfer.on_device import forget_peak, peak_bytes
 
 LONGEST_ARRIVAL = timedelta(minutes=10)
 """For processes that start later, on another machine say, until all of a launch are there."""
+SECONDS_BETWEEN_LOOKS = 0.01
+"""Of the first process, for others that have come."""
 LONGEST_MEETING = timedelta(seconds=20)
 """For processes that are there, until they watch each other; one that dies meanwhile is noticed by that alone."""
 LONGEST_HANDSHAKE = timedelta(seconds=60)
@@ -44,6 +48,10 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+_joined = False
+"""Whether this process has met the others, and they have not left each other."""
+
+
 def join_processes() -> None:
     """Meet the other processes of the launch, if there are any, and watch them from here on.
 
@@ -51,18 +59,27 @@ def join_processes() -> None:
 
     Raises:
         InputError: the launcher asks for DeepSpeed, or started several, and each would take itself for the only one.
-        RunError: another one did not come, or went while they joined.
+        RunError: another one did not come, or went while they joined; or an earlier run of the script has failed.
     """
+    global _joined
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise InputError(
             "the launcher asks for DeepSpeed, which is not served: choose DDP or FSDP2 (recipes/accelerate)."
         )
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started < 2 or watch.current() is not None:
+    if started < 2:
+        return
+    earlier = watch.current()
+    if earlier is not None and earlier.is_over:
+        raise RunError(
+            "an earlier run of this script has failed, and its processes cannot go on together: start all of them anew."
+        )
+    if _joined:
         return
     try:
         with watch.one_for_all():
             _join(started)
+        _joined = True
     except RuntimeError as error:  # of torch, whatever the backend; the first line says what, the others where in torch
         what = str(error).partition("\n")[0]
         raise RunError(
@@ -109,10 +126,46 @@ def _arrive(processes: int) -> _Meeting:
             f"the environment speaks of {processes} processes (WORLD_SIZE) and does not say how they meet ({error}): "
             "start them with accelerate launch or torchrun, or unset WORLD_SIZE."
         ) from error
-    meeting = _Meeting(torch.distributed.PrefixStore("hf_transfer", store), rank, processes)
-    meeting.all_say("arrived", "", LONGEST_ARRIVAL)
-    meeting.store.set_timeout(LONGEST_MEETING)
-    return meeting
+    store = torch.distributed.PrefixStore("hf_transfer", store)
+    name = _wait_for_all(store, processes) if rank == 0 else _ask_for_name(store, rank)
+    store.set_timeout(LONGEST_MEETING)
+    return _Meeting(torch.distributed.PrefixStore(name, store), rank, processes)
+
+
+def _wait_for_all(store: torch.distributed.Store, processes: int) -> str:
+    """A name for this meeting, when all others have it, who ask for it until then.
+
+    torchrun's store outlives processes that it starts again. Whoever asks has a word of its own, and the answer to it
+    the name: so no process takes what an earlier one has left for its like.
+
+    Raises:
+        RuntimeError: they have not come within ``LONGEST_ARRIVAL``.
+    """
+    name = secrets.token_hex(8)
+    last = time.monotonic() + LONGEST_ARRIVAL.total_seconds()
+    missing = set(range(1, processes))
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"{name}/knows/{rank}"]):
+                missing.remove(rank)
+            elif store.check([f"asks/{rank}"]):
+                store.set(f"answer/{store.get(f'asks/{rank}').decode()}", name)
+        if time.monotonic() > last:
+            raise RuntimeError(f"no word of {', '.join(map(str, sorted(missing)))}")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    store.set(f"{name}/all", "")
+    return name
+
+
+def _ask_for_name(store: torch.distributed.Store, rank: int) -> str:
+    """The name of this meeting, when all know it (``_wait_for_all``)."""
+    word = secrets.token_hex(8)
+    store.set(f"asks/{rank}", word)
+    store.wait([f"answer/{word}"], LONGEST_ARRIVAL)
+    name = store.get(f"answer/{word}").decode()
+    store.set(f"{name}/knows/{rank}", "")
+    store.wait([f"{name}/all"], LONGEST_ARRIVAL)
+    return name
 
 
 @dataclass(frozen=True)
@@ -180,7 +233,10 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
     precision = choose_precision(train.precision, model_type)
     join_processes()
     named = "no" if precision == "fp32" else precision
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != named:
+    earlier = AcceleratorState._shared_state
+    if earlier and earlier.get("_mixed_precision") != named:
+        if earlier.get("distributed_type") == DistributedType.FSDP:
+            raise InputError(f"--train.precision {precision}: under FSDP all runs of a script have that of the first.")
         # of an earlier run of this process; accelerate offers no other way to another precision
         AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=named)
@@ -254,13 +310,15 @@ def failing_together(accelerator: Accelerator) -> Iterator[None]:
 
 def leave_processes() -> None:
     """Wait for all processes and stop watching them; they stay connected, for another run of the same script."""
+    global _joined
     PartialState().wait_for_everyone()
     watch.stop()
+    _joined = False
 
 
 def _disconnect() -> None:
     """At the end of the script. Processes that were interrupted are not waited for."""
-    if watch.current() is None and torch.distributed.is_initialized():
+    if not _joined and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

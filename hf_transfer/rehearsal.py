@@ -29,6 +29,7 @@ from hf_transfer.cost import (
 )
 from hf_transfer.flattened import find_stacks
 from hf_transfer.launch import choose_precision, uses_gpu
+from hf_transfer.layers import LayerProbe
 from hf_transfer.output_layer import output_layer
 from hf_transfer.preparing import Prepared, prepare
 from hf_transfer.records import Text
@@ -71,6 +72,12 @@ class Rehearsal(Prepared):
     def writes(self) -> bool:
         """Whether the loss has the output layer to itself (translation)."""
         return self.functions.translate is not None
+
+    @property
+    def network(self) -> nn.Module:
+        """What a batch goes through. A probe on layers has no head yet, and its body is all that runs."""
+        model = self.adapted.model
+        return model.body if isinstance(model, LayerProbe) else model
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Half precision, where the run would have it."""
@@ -158,14 +165,15 @@ def cost_of(run: Rehearsal, plan: StagePlan) -> StageCost:
 
 
 def cost_of_pass(run: Rehearsal) -> StageCost:
-    """One forward pass over train, where nothing learns: what kNN-MT makes its datastore of."""
+    """One forward pass over train, where nothing learns by steps: what kNN-MT makes its datastore of, and a probe on
+    layers its head."""
     model = run.adapted.model.eval()
     model.requires_grad_(False)
     pieces = sorted_batches(run.source + run.target, TOKENS_PER_DATASTORE_BATCH)
     shapes = shapes_of(pieces, run.source, run.target)
     with torch.no_grad():
         seen = watch(run)
-    return StageCost(StagePlan(Stage("datastore", ()), 0, 0, 0, 0), seen, shapes, 1.0, 0, tuple(pieces), 0, 0, ())
+    return StageCost(StagePlan(Stage("one pass", ()), 0, 0, 0, 0), seen, shapes, 1.0, 0, tuple(pieces), 0, 0, ())
 
 
 def mark(run: Rehearsal, plan: StagePlan) -> None:
@@ -179,7 +187,7 @@ def mark(run: Rehearsal, plan: StagePlan) -> None:
 def watch(run: Rehearsal) -> Trace:
     """One forward pass of a short example, in the mode that the model is in."""
     with run.autocast():
-        found, outputs = trace(run.adapted.model, run.adapted.parts.layer_modules, example(run, SOURCE_LENGTH))
+        found, outputs = trace(run.network, run.adapted.parts.layer_modules, example(run, SOURCE_LENGTH))
     if run.writes and torch.is_grad_enabled():
         weight, _ = output_layer(run.pretrained.model)
         learns_below = outputs.logits.requires_grad

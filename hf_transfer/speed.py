@@ -87,7 +87,7 @@ def _part(run: Rehearsal, stage: StageCost, piece: np.ndarray, most: float) -> t
 
 def _run_one(run: Rehearsal, stage: StageCost, rows: np.ndarray) -> float:
     """Seconds of forward and backward of a micro-batch. Gradients are handed over and dropped: none is kept."""
-    model, functions = run.adapted.model, run.functions
+    model, functions = run.network, run.functions
     batch = functions.train_batch(run.encoded.train[rows])
     sent = send_batch(batch, run.device)
     _wait(run.device)

@@ -70,6 +70,7 @@ def stored_cost(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
     if run.config.adapt.strategy == "knn":
         return _datastore(run, stages)
     rows: list[Mapping[str, Any]] = []
+    filled: dict[tuple[int, str], tuple[float, float]] = {}  # share of the examples seen, and of those what fitted
     without = with_store = to_fill = 0.0
     free = float(limit)
     for stretch in _stretches(stages):
@@ -79,10 +80,13 @@ def stored_cost(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
         if kept is None:
             with_store += plain
             continue
-        seen = min(1.0, stretch.examples / len(run.source))
-        size = round(kept.bytes * seen)
-        share = min(1.0, free / size)
-        fill = kept.to_fill * seen * share
+        what = (kept.layers, kept.holds)
+        before, _ = filled.get(what, (0.0, 1.0))  # the same states as an earlier stretch's are there already
+        seen = max(before, min(1.0, stretch.examples / len(run.source)))
+        size = round(kept.bytes * (seen - before))
+        share = min(1.0, free / size) if size else filled[what][1]
+        fill = kept.to_fill * (seen - before) * share
+        filled[what] = (seen, share)
         free -= size * share
         to_fill += fill
         with_store += share * kept.to_read + (1 - share) * plain + fill
@@ -131,6 +135,8 @@ def _stretches(stages: Sequence[StageCost]) -> Iterator[_Stretch]:
 
 def _kept(run: Rehearsal, stretch: _Stretch) -> _Kept | None:
     parts = run.adapted.parts
+    if not stretch.trained:
+        return None  # one pass is all that there is
     layers = min(frozen_prefix(parts.layers, parts.embeddings, set(stretch.trained)), parts.encoder_depth)
     if not layers:
         return None

@@ -239,12 +239,12 @@ def train(
             flat = not find_stacks(model).reason
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
+            layers.begin(plan.first_step + plan.steps - state.step)
             wanted = config.tokens_per_micro_batch
             whole = lengths * copies
             budget = wanted if wanted != "auto" else _own_budget(model, rows, whole, functions, accelerator, progress)
             budget = min(budget, most or budget)
             end = plan.first_step + plan.steps
-            layers.begin(end - state.step)
             ahead = Ahead(partial(my_batches, flat))
             for step in range(state.step, end):
                 here(f"training, step {step + 1} of {last_step}")

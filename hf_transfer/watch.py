@@ -28,6 +28,8 @@ QUIET_SECONDS, PROBE_SECONDS, PROBES = 10, 5, 4
 SECONDS_TO_LEAVE = 10
 """How long the main thread may take to notice by itself before its process is ended. What waits in a collective that
 no connection broke off cannot be woken, nor asked."""
+SECONDS_TO_CONNECT = 5
+"""To the first process, which listens already; all others wait for the answer."""
 SECONDS_FOR_NEWS = 5
 """Where a collective broke off, the reason is on its way: it was sent before the process at fault ended."""
 SECONDS_FOR_THE_OTHERS = 30
@@ -87,7 +89,7 @@ class Watch:
         Raises:
             OSError: it cannot be reached there.
         """
-        link = socket.create_connection((address, first["port"]), timeout=SECONDS_FOR_THE_OTHERS)
+        link = socket.create_connection((address, first["port"]), timeout=SECONDS_TO_CONNECT)
         link.settimeout(None)
         self._links[0], self._known[0] = _probed(link), first
         self._send(0, self._me | {"kind": "here", "token": first["token"]})
@@ -215,6 +217,11 @@ class Watch:
         print(printable(f"hf-transfer: the run failed: {self.sentence()}"), file=sys.stderr, flush=True)
 
     @property
+    def is_over(self) -> bool:
+        """Whether a process has failed or left, so that nothing can be done together any more."""
+        return self._left or self._closed or self._ended is not None or bool(self._finished)
+
+    @property
     def speaks(self) -> bool:
         """Whether it is on this process to say what ended another: the first of each machine, or else the second."""
         facts = self._ended or {}
@@ -299,15 +306,21 @@ def start(rank: int, processes: int, share: Callable[[Any], Any], count: Callabl
     global _watch
     watch = Watch(rank, processes, int(os.environ.get("LOCAL_RANK", "0")))
     here_alone = os.environ.get("LOCAL_WORLD_SIZE") == str(processes)  # no other machine takes part
-    first = share(watch.listen("127.0.0.1" if here_alone else "") if rank == 0 else None)
+    address = "127.0.0.1" if here_alone else ""
     try:
+        first = None
+        try:
+            first = watch.listen(address) if rank == 0 else None
+        finally:
+            first = share(first)
+        if first is None:
+            raise ConnectionError("it could not listen")
         if rank != 0:
-            watch.connect("127.0.0.1" if here_alone else os.environ["MASTER_ADDR"], first)
+            watch.connect(address or os.environ["MASTER_ADDR"], first)
     except OSError:
         count(False)
         raise
     _watch = watch
-    atexit.register(stop)  # a script of one's own need not end all processes at once
     here("meeting the others")
     come = count(True)
     if rank == 0:
@@ -320,6 +333,9 @@ def stop() -> None:
     if _watch is not None:
         _watch.close()
         _watch = None
+
+
+atexit.register(stop)  # a script of one's own need not end all processes at once
 
 
 def here(place: str) -> None:

@@ -12,6 +12,7 @@ test domain of one row. Micro-batches hold a few rows. ``same`` writes what each
 and ``killed_joins``, of those among which the first is killed meanwhile. ``work`` is one process of a launcher's.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -269,6 +270,20 @@ def twice(config: RunConfig) -> None:
     page.run(at(config, Path(config.output_dir).with_name("again")))
 
 
+def again_after_a_failure(config: RunConfig) -> None:
+    """A script that goes on after a run that failed."""
+    with contextlib.suppress(InputError):
+        page.run(dataclasses.replace(config, data=ht.DataConfig(source="missing.csv")))
+    page.run(config)
+
+
+def started_again(config: RunConfig) -> None:
+    """The launcher starts all of them a second time, after one has died."""
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        in_window(3, "1", kill)
+    page.run(config)
+
+
 def all_refuse(config: RunConfig) -> None:
     page.run(dataclasses.replace(config, data=ht.DataConfig(source="missing.csv")))
 
@@ -337,6 +352,8 @@ SCENARIOS: dict[str, Callable[[RunConfig], None]] = {
     "raises": raises,
     "refuses": refuses,
     "all_refuse": all_refuse,
+    "again_after_a_failure": again_after_a_failure,
+    "started_again": started_again,
     "twice": twice,
     "unproved": unproved,
     "busy": busy,

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from tiny import make_checkpoint
 from tiny_translation import make_translation_checkpoint
 
@@ -135,6 +136,15 @@ def test_runs_of_one_process_may_have_different_precisions(monkeypatch):
     assert [accelerator.native_amp for accelerator in found] == [False, True, True, False]
 
 
+def test_under_fsdp_all_runs_of_a_process_have_the_precision_of_the_first(monkeypatch):
+    found = {"_mixed_precision": "bf16", "distributed_type": DistributedType.FSDP}
+    monkeypatch.setattr(launch.AcceleratorState, "_shared_state", found)
+    with pytest.raises(
+        InputError, match=r"--train.precision fp32: under FSDP all runs of a script have that of the fi"
+    ):
+        start_processes(TrainConfig(), "bert", stages=1)
+
+
 def a_meeting() -> SimpleNamespace:
     """The second process of two that have arrived."""
     return SimpleNamespace(rank=1, share="share", count="count", for_connecting=lambda: {"store": "of all"})
@@ -143,6 +153,7 @@ def a_meeting() -> SimpleNamespace:
 def test_processes_that_accelerate_would_not_join_are_refused(monkeypatch):
     """Each would take itself for the only one, and write into the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "_joined", False)
     monkeypatch.setattr(launch, "_arrive", lambda processes: a_meeting())
     monkeypatch.setattr(launch.watch, "start", lambda *given: None)
     monkeypatch.setattr(launch, "PartialState", lambda **given: SimpleNamespace(num_processes=1))
@@ -156,6 +167,7 @@ def test_long_work_of_one_process_is_waited_for_by_the_others(monkeypatch):
     asked = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(launch, "_joined", False)
     monkeypatch.setattr(launch, "_arrive", lambda processes: a_meeting())
     monkeypatch.setattr(launch.watch, "start", lambda *given: asked.update(watched=given))
     state = SimpleNamespace(num_processes=2, process_index=1, wait_for_everyone=lambda: asked.update(met=True))
@@ -317,6 +329,18 @@ def test_one_that_goes_before_they_watch_each_other_is_missed_before_long(port, 
     left = start_to_join(1 - rank, port, "launch.LONGEST_MEETING = timedelta(seconds=2)")
     assert gone.wait(100) == 9
     assert f"the run failed: process {1 - rank} of 2 could not join the others: " in last_words(left)
+
+
+@pytest.mark.parametrize(("rank", "broken"), [(0, "listen"), (1, "connect")])
+def test_processes_that_cannot_watch_each_other_say_so_and_go_on(port, rank, broken):
+    """Behind a firewall, say. A second call finds that they have joined."""
+    cannot = ("from hf_transfer import watch", "def no(*_): raise OSError('refused')", f"watch.Watch.{broken} = no")
+    again = ("import atexit", "atexit.register(launch.join_processes)")
+    both = [start_to_join(i, port, *(cannot if i == rank else ()), *again) for i in (0, 1)]
+    said = [process.communicate(timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "process 1 cannot reach the first one's watch (" in said[1]
+    assert ("process 0 cannot" in said[0]) == (rank == 0)
 
 
 def test_an_environment_that_does_not_say_how_processes_meet_is_refused(monkeypatch):

@@ -380,6 +380,22 @@ def test_knn_plans_one_pass_and_its_datastore(checkpoints, tmp_path):
     assert plan["time"]["seconds_per_step"] is None
 
 
+@pytest.mark.parametrize("layers", ["auto", "all", "1"])
+def test_a_probe_on_layers_plans_one_pass_through_its_body(layers, source, checkpoints, tmp_path):
+    config = config_for(source, checkpoints("bert"), tmp_path, "probe", {"probe_layers": layers})
+    plan = ht.plan(config)
+    run = rehearsal.rehearse(config)
+    counter, pieces = FlopCounterMode(display=False), rehearsal.cost_of_pass(run).pieces
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        for piece in pieces:
+            run.adapted.model.body(**run.functions.make_batch(run.encoded.train[piece]).inputs)
+    assert plan["operations"]["total"] == plan["operations"]["forward"] == counter.get_total_flops() > 0
+    assert (plan["steps"]["steps"], plan["cache"]["stages"]) == (0, [])
+    assert plan["time"]["seconds"] > 0
+    words = " ".join(printed(plan, 100).split())
+    assert "(one pass over train)" in words and "Cache" not in words
+
+
 def test_lora_names_the_modules_that_it_stands_beside(source, checkpoints, tmp_path):
     config = config_for(source, checkpoints("bert"), tmp_path, "lora", {"lora_rank": 4, "lora_targets": "query,value"})
     plan = ht.plan(config)

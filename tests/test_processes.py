@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -101,6 +102,32 @@ def test_a_script_may_have_several_runs(tmp_path):
     assert codes == [0, 0], said
     first, second = (json.loads((tmp_path / "twice" / name / "results.json").read_text()) for name in ("out", "again"))
     assert first["scores"] == second["scores"]
+
+
+@pytest.mark.recipe
+def test_after_a_run_that_failed_a_script_is_told_to_begin_anew(tmp_path):
+    ((codes, said),) = fails(tmp_path, "again_after_a_failure")
+    assert codes == [1, 1]
+    assert ours(said[0])[-1].startswith("hf-transfer: the run failed: an earlier run of this script has failed")
+
+
+@pytest.mark.slow
+def test_a_launcher_may_start_processes_again_and_they_go_on(tmp_path):
+    """Its meeting place outlives them, with what they said there."""
+    config = at(make_config("classification", "full", tmp_path), tmp_path / "out")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, resume="auto"))
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    launcher = (
+        "torch.distributed.run --nproc_per_node 2 --max_restarts 1 --rdzv_backend c10d --rdzv_endpoint 127.0.0.1:0"
+    )
+    work = [HERE / "process_runs.py", "work", "started_again", tmp_path / "config.yaml"]
+    command = [sys.executable, "-m", *launcher.split(), *work]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=200)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "continuing after step 2 of 8" in ran.stderr
+    log = (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in log] == [*range(1, 9)]
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Cost", _cost(plan["operations"], plan["steps"])
     yield "Memory", _memory(plan["memory"])
     yield "Time", _time(plan)
-    yield "Cache", _cache(plan)
+    if plan["steps"]["steps"] or plan["cache"]["stages"]:
+        yield "Cache", _cache(plan)
 
 
 def _lora(lora: Mapping[str, Any]) -> str:
