@@ -35,7 +35,7 @@ from tiny_translation import make_translation_checkpoint
 from toy import sentence_pairs, write_reviews
 
 import hf_transfer as ht
-from hf_transfer import artefact, cli, compare_runs, launch, page, train, watch
+from hf_transfer import artefact, cli, compare_runs, compiled, launch, page, train, watch
 from hf_transfer.cli import exit_codes
 from hf_transfer.config import RunConfig
 from hf_transfer.errors import InputError, RunError
@@ -270,6 +270,14 @@ def twice(config: RunConfig) -> None:
     page.run(at(config, Path(config.output_dir).with_name("again")))
 
 
+def compiles(config: RunConfig) -> None:
+    """The same run with layers as they are and compiled."""
+    compiled.BACKEND = "aot_eager"
+    for wanted in ("never", "always"):
+        train_config = dataclasses.replace(config.train, compile=wanted, learning_rate=1e-3)
+        page.run(at(dataclasses.replace(config, train=train_config), Path(config.output_dir).with_name(wanted)))
+
+
 def again_after_a_failure(config: RunConfig) -> None:
     """A script that goes on after a run that failed."""
     with contextlib.suppress(InputError):
@@ -353,6 +361,7 @@ SCENARIOS: dict[str, Callable[[RunConfig], None]] = {
     "refuses": refuses,
     "all_refuse": all_refuse,
     "again_after_a_failure": again_after_a_failure,
+    "compiles": compiles,
     "started_again": started_again,
     "twice": twice,
     "unproved": unproved,

@@ -104,6 +104,16 @@ def test_a_script_may_have_several_runs(tmp_path):
     assert first["scores"] == second["scores"]
 
 
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same_in_several_processes(tmp_path):
+    ((codes, said),) = fails(tmp_path, "compiles")
+    assert codes == [0, 0], said
+    never, always = ((tmp_path / "compiles" / name / "log.jsonl").read_text() for name in ("never", "always"))
+    for expected, found in zip(map(json.loads, never.splitlines()), map(json.loads, always.splitlines()), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
+
+
 @pytest.mark.recipe
 def test_after_a_run_that_failed_a_script_is_told_to_begin_anew(tmp_path):
     ((codes, said),) = fails(tmp_path, "again_after_a_failure")
