@@ -26,6 +26,7 @@ from torch import nn
 
 from hf_transfer.errors import RunError
 from hf_transfer.flattened import attention_stays_outside
+from hf_transfer.launch import sum_over_processes
 
 BACKEND = "inductor"
 TRIED_ON = ("cuda",)
@@ -112,10 +113,7 @@ class CompiledLayers:
 
     def _mean(self, value: float) -> float:
         """Over all processes, which decide alike."""
-        if self._accelerator.num_processes == 1:
-            return value
-        found = torch.tensor(value, dtype=torch.float64, device=self._accelerator.device)
-        return float(self._accelerator.reduce(found, reduction="mean"))
+        return sum_over_processes([value], self._accelerator)[0] / self._accelerator.num_processes
 
     def close(self) -> None:
         """Give the layers their own ``forward`` back."""

@@ -180,13 +180,6 @@ class _Meeting:
     rank: int
     processes: int
 
-    def all_say(self, about: str, word: str, longest: timedelta) -> list[str]:
-        """What each process says ``about`` something, this one ``word``."""
-        self.store.set(f"{about}/{self.rank}", word)
-        names = [f"{about}/{rank}" for rank in range(self.processes)]
-        self.store.wait(names, longest)
-        return [self.store.get(name).decode() for name in names]
-
     def share(self, payload: Any) -> Any:
         """What the first process calls it with."""
         if self.rank == 0:
@@ -195,7 +188,8 @@ class _Meeting:
 
     def count(self, is_so: bool) -> int:
         """How many processes say so."""
-        return self.all_say("so", str(is_so), LONGEST_MEETING).count("True")
+        self.store.set(f"so/{self.rank}", str(is_so))
+        return sum(self.store.get(f"so/{rank}") == b"True" for rank in range(self.processes))
 
     def for_connecting(self) -> dict[str, Any]:
         """What torch needs to know to connect them."""
@@ -320,6 +314,14 @@ def _disconnect() -> None:
     """At the end of the script. Processes that were interrupted are not waited for."""
     if not _joined and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def sum_over_processes(values: list[float], accelerator: Accelerator) -> list[float]:
+    """Sums over all processes, which all call it, in double precision."""
+    if accelerator.num_processes == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return accelerator.reduce(tensor, reduction="sum").tolist()
 
 
 def cpu_is_asked_for() -> bool:

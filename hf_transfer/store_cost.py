@@ -137,13 +137,14 @@ def _kept(run: Rehearsal, stretch: _Stretch) -> _Kept | None:
     parts = run.adapted.parts
     if not stretch.trained:
         return None  # one pass is all that there is
-    layers = min(frozen_prefix(parts.layers, parts.embeddings, set(stretch.trained)), parts.encoder_depth)
-    if not layers:
+    prefix = frozen_prefix(parts.layers, parts.embeddings, set(stretch.trained))
+    if not prefix:
         return None
     everything = shapes_of([np.array([i]) for i in range(len(run.source))], run.source, run.target)
-    body = _whole_body(run, stretch, everything) if layers == len(parts.layers) else None
+    body = _whole_body(run, stretch, everything) if prefix == len(parts.layers) else None
     if body is not None:
         return body
+    layers = min(prefix, parts.encoder_depth)
     first = stretch.stages[0].trace
     width = first.widths.get(layers, first.widths[layers - 1])
     return _Kept(

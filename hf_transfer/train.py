@@ -34,6 +34,7 @@ from hf_transfer.dropout import quick_dropout
 from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
+from hf_transfer.launch import sum_over_processes
 from hf_transfer.on_device import send_batch
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.output_layer import generator_inside
@@ -361,7 +362,7 @@ def learn_window(
             [b.tokens for b in mine],
         )
     ]
-    targets = _over_processes(sums, accelerator)[0] if accelerator.num_processes > 1 else sums[0]
+    targets = sum_over_processes(sums, accelerator)[0] if accelerator.num_processes > 1 else sums[0]
     scale = accelerator.num_processes / targets
     no_room = ""
     try:
@@ -376,7 +377,7 @@ def learn_window(
             _answer_the_others(model, least_batch, loss_function, accelerator, no_room)
     elif meanwhile is not None:
         meanwhile()
-    total, targets, examples, tokens, padded, without_room = _over_processes(
+    total, targets, examples, tokens, padded, without_room = sum_over_processes(
         [float(loss_sum), *sums, float(padding), float(bool(no_room))], accelerator
     )
     if without_room:
@@ -609,14 +610,6 @@ def _my_batches(
     return batches
 
 
-def _over_processes(values: list[float], accelerator: Accelerator) -> list[float]:
-    """Sums over all processes, in double precision."""
-    if accelerator.num_processes == 1:
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    return accelerator.reduce(tensor, reduction="sum").tolist()
-
-
 def _time_is_up(state: RunState, config: TrainConfig) -> bool:
     return config.max_seconds is not None and state.train_seconds >= config.max_seconds
 
@@ -640,7 +633,7 @@ def _agreed(seconds: float, config: TrainConfig, accelerator: Accelerator) -> fl
     """The mean over all processes where the clock decides, so that all of them stop at the same step."""
     if config.max_seconds is None:
         return seconds
-    return _over_processes([seconds], accelerator)[0] / accelerator.num_processes
+    return sum_over_processes([seconds], accelerator)[0] / accelerator.num_processes
 
 
 def _seed_of(seed: int, step: int, process: int) -> int:
