@@ -16,8 +16,10 @@ import numpy as np
 
 Made = TypeVar("Made")
 
-OVERHEAD_TOKENS = 96
-"""What one more micro-batch costs beside its tokens, in tokens; measured (benchmarks/LOG.md)."""
+OVERHEAD_TOKENS = 45
+"""What one more micro-batch costs beside its tokens, in tokens; measured on a CPU (benchmarks/LOG.md)."""
+FLAT_OVERHEAD_TOKENS = 96
+"""The same where padding meets the embeddings alone, and next to nothing is gained by a cut."""
 EMBEDDING_SHARE = 0.01
 """What a token costs that only the embeddings see, relative to one that goes through the layers (benchmarks/LOG.md)."""
 SHORTEST, FAIR_SHARE = 0.9, 0.125
@@ -103,28 +105,48 @@ def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def share_window(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
-    """Positions of a window for each process: sorted by length and dealt out in rounds, so that tokens balance.
+    """Positions of a window for each process, so that their tokens balance; their examples need not.
 
-    ``lengths``: [window] tokens. Every process gets the same number of examples, give or take one; in each round the
-    process with the fewest tokens so far takes the longest. Totals of 64 examples over 4 processes differ by 0.4% where
-    lengths are uniform and 4% where they are log-normal; dealing back and forth in a fixed order gives 1.3% and 11%.
+    ``lengths``: [window] tokens. The longest that is left goes to the process with the fewest tokens (Graham 1969);
+    then the fullest and the emptiest process exchange examples while that brings the two together. Where each has
+    eight examples, totals differ by 0.2 to 0.5% in the mean, with four by 0.4 to 3% (benchmarks/LOG.md).
     """
-    order = np.argsort(-lengths, kind="stable")
     shares: list[list[int]] = [[] for _ in range(processes)]
     totals = np.zeros(processes)
-    for start in range(0, len(order), processes):
-        taken = order[start : start + processes]
-        for position, rank in zip(taken, np.argsort(totals, kind="stable"), strict=False):
-            shares[rank].append(position)
-            totals[rank] += lengths[position]
+    for position in np.argsort(-lengths, kind="stable").tolist():
+        rank = int(totals.argmin())
+        shares[rank].append(position)
+        totals[rank] += lengths[position]
+    for _ in lengths:
+        fullest, emptiest = int(totals.argmax()), int(totals.argmin())
+        moved = _exchange(shares[fullest], shares[emptiest], lengths, totals[fullest] - totals[emptiest])
+        if not moved:
+            break
+        totals[fullest] -= moved
+        totals[emptiest] += moved
     return [np.array(share, dtype=int) for share in shares]
+
+
+def _exchange(full: list[int], empty: list[int], lengths: np.ndarray, gap: float) -> float:
+    """Give one example of ``full``, for one of ``empty`` or for none, so that the ``gap`` of tokens between them
+    becomes as small as it can; the tokens that went over, 0 where nothing brings them together."""
+    received = np.append(lengths[empty], 0)
+    tokens = lengths[full][:, None] - received
+    left = np.where((tokens > 0) & (tokens < gap), np.abs(gap - 2 * tokens), gap)
+    if not left.size or left.min() >= gap:
+        return 0.0
+    given, taken = np.unravel_index(left.argmin(), left.shape)
+    if taken < len(empty):
+        full.append(empty.pop(int(taken)))
+    empty.append(full.pop(int(given)))
+    return float(tokens[given, taken])
 
 
 def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int, flat: bool = False) -> list[np.ndarray]:
     """Positions of each micro-batch, longest first, so that padding and the number of batches cost least together.
 
     Sorted by length, a micro-batch is a run of neighbours, padded to its longest; dynamic programming over the places
-    to cut minimises sum(tokens + OVERHEAD_TOKENS). An example over the budget travels alone.
+    to cut minimises sum(tokens + overhead). An example over the budget travels alone.
 
     Args:
         lengths: [window] tokens of each example.
@@ -135,6 +157,7 @@ def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int, flat: bool = Fa
     sorted_lengths = lengths[order]
     real_before = np.concatenate([[0], np.cumsum(sorted_lengths)])
     count = len(order)
+    overhead = FLAT_OVERHEAD_TOKENS if flat else OVERHEAD_TOKENS
     best = np.full(count + 1, np.inf)
     best[0] = 0.0
     cut_before = np.zeros(count + 1, dtype=int)
@@ -144,7 +167,7 @@ def cut_window(lengths: np.ndarray, tokens_per_micro_batch: int, flat: bool = Fa
         real = real_before[end] - real_before[starts]
         tokens = real + EMBEDDING_SHARE * (padded - real) if flat else padded
         fits = (tokens <= tokens_per_micro_batch) & (padded <= MOST_PADDED * tokens_per_micro_batch)
-        cost = np.where(fits | (starts == end - 1), best[:end] + tokens + OVERHEAD_TOKENS, np.inf)
+        cost = np.where(fits | (starts == end - 1), best[:end] + tokens + overhead, np.inf)
         cut_before[end] = int(cost.argmin())
         best[end] = cost[cut_before[end]]
     pieces = []

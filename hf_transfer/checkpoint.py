@@ -61,10 +61,12 @@ def save_best(folder: Path, model: nn.Module, names: Iterable[str], step: int, a
 
 
 def load_best(folder: Path, model: nn.Module, step: int, accelerator: Accelerator) -> None:
-    """Put the parameters of the best ``step`` back."""
-    best = folder / "best" / f"at-{step}"
-    best = best if best.is_dir() else best.with_name(f"{best.name}.old")  # died between two renames
-    write_parameters(accelerator.unwrap_model(model), load_file(best / "parameters.safetensors"))
+    """Put the parameters of the best ``step`` back.
+
+    Raises:
+        RunError: they are gone, or not what was written.
+    """
+    write_parameters(accelerator.unwrap_model(model), _parameters_in(_best_folder(folder, step)))
 
 
 def save_checkpoint(
@@ -107,11 +109,15 @@ def save_for_average(
 
 
 def load_average(folder: Path, model: nn.Module, steps: Iterable[int], accelerator: Accelerator) -> None:
-    """Put the mean of the parameters that ``save_for_average`` wrote at ``steps`` into ``model``."""
-    paths = [folder / "average" / f"at-{step}" / "parameters.safetensors" for step in steps]
+    """Put the mean of the parameters that ``save_for_average`` wrote at ``steps`` into ``model``.
+
+    Raises:
+        RunError: some are gone, or not what was written.
+    """
+    paths = [folder / "average" / f"at-{step}" for step in steps]
     total: dict[str, torch.Tensor] = {}
     for path in paths:
-        for name, tensor in load_file(path).items():
+        for name, tensor in _parameters_in(path).items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
     write_parameters(
         accelerator.unwrap_model(model), {name: (tensor / len(paths)).float() for name, tensor in total.items()}
@@ -214,6 +220,22 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def _best_folder(folder: Path, step: int) -> Path:
+    """Where ``save_best`` has left the parameters of ``step``."""
+    best = folder / "best" / f"at-{step}"
+    return best if best.is_dir() else best.with_name(f"{best.name}.old")  # died between two renames
+
+
+def _parameters_in(path: Path) -> dict[str, torch.Tensor]:
+    damage = _changed_files(path)
+    if damage:
+        raise RunError(
+            f"{path}, which the run is to end with, was damaged: {damage}. Continue with --train.resume auto, which "
+            "takes the newest checkpoint with all that belongs to it, or start afresh."
+        )
+    return load_file(path / "parameters.safetensors")
+
+
 def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
     """Write everything beside ``target``, flush it to disk, and rename it into place."""
     temporary = target.with_name(target.name + ".partial")
@@ -231,7 +253,8 @@ def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mappin
             shutil.rmtree(old, ignore_errors=True)  # left by a process that died just here
             target.replace(old)
         temporary.replace(target)
-        _flush(target.parent)
+        for folder in (target.parent, target.parent.parent):  # the latter for the first one in a folder of its kind
+            _flush(folder)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # a full disk is the latter while tensors are written
         raise RunError(f"checkpoint {target} could not be written ({error}): the previous one is untouched.") from error
@@ -269,7 +292,25 @@ def _best_step_of(path: Path) -> int:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint folder; "" if it is complete."""
+    """What is wrong with a checkpoint folder, or the best parameters that it names; "" if all is complete."""
+    changed = _changed_files(path)
+    if changed:
+        return changed
+    try:
+        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if "state" not in record:
+            return "it holds parameters only, without the state of training"
+        state = _read_state(record)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        return f"its state is unreadable ({error})"
+    if state.best_step < 0:
+        return ""
+    changed = _changed_files(_best_folder(path.parent, state.best_step))
+    return f"the parameters of its best step, best/at-{state.best_step}: {changed}" if changed else ""
+
+
+def _changed_files(path: Path) -> str:
+    """What of ``path`` is not as its manifest says; "" if all is."""
     if not (path / "manifest.json").is_file():
         return "it is not there, or has no manifest"
     try:
@@ -284,13 +325,6 @@ def _damage(path: Path) -> str:
             return "its manifest does not list parameters.safetensors and state.json"
     except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         return f"its manifest is unreadable ({error})"
-    try:
-        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if "state" not in record:
-            return "it holds parameters only, without the state of training"
-        _read_state(record)
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        return f"its state is unreadable ({error})"
     return ""
 
 

@@ -200,7 +200,7 @@ def exit_codes() -> Iterator[None]:
     except RunError as failure:
         _leave(failure, f"the run failed: {failure}")
     except Preempted as notice:
-        if os.environ.get("RANK", "0") == "0":  # all processes leave together
+        if not notice.together or os.environ.get("RANK", "0") == "0":
             print(f"hf-transfer: {notice}", file=sys.stderr, flush=True)
         sys.exit(notice.exit_code)
     except KeyboardInterrupt:

@@ -40,6 +40,7 @@ from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.folder import deciding_settings, feature_folder
 from hf_transfer.launch import join_processes, leave_processes, start_processes
 from hf_transfer.page import adapt
+from hf_transfer.preemption import Notice
 from hf_transfer.pretrained import find_checkpoint
 from hf_transfer.records import Text
 from hf_transfer.report import print_comparison, read_results, write_json, write_text
@@ -118,10 +119,12 @@ def compare(
     disable_progress_bars()
     config = check_config(_as_comparison(config, strategies, controls, seeds))
     check_trackers(config.report.trackers)
-    join_processes()
-    with one_for_all("Start all processes again: the same command goes on with the runs that are missing."):
-        results = _compare(config)
-        leave_processes()
+    going_on = "the same command goes on with the runs that are missing"
+    with Notice(lambda: going_on):
+        join_processes()
+        with one_for_all(f"Start all processes again: {going_on}."):
+            results = _compare(config)
+            leave_processes()
     return CompareResult(results, Path(config.output_dir))
 
 

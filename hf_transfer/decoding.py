@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_transfer.batching import sorted_batches
 from hf_transfer.eval_mode import in_eval_mode
+from hf_transfer.flattened import flattened
 
 TOKENS_PER_BATCH = 4096
 """Rows x longest source x beams of one batch, unless told otherwise."""
@@ -67,8 +68,10 @@ def decode(
             firsts = [own_first if forced[which] is None else forced[which] for which in chosen]
             limits = [most_new_tokens(lengths[which], positions) for which in chosen]
             boundaries = ForcedTokens(firsts, limits, ends[0], beams, device)
+            with torch.no_grad(), flattened(model, mask):  # what the encoder pads is thrown away
+                states = stock.get_encoder()(input_ids=rows.to(device), attention_mask=mask.to(device))
             written = stock.generate(
-                input_ids=rows.to(device),
+                encoder_outputs=states,
                 attention_mask=mask.to(device),
                 logits_processor=LogitsProcessorList([*(logits_processor or ()), boundaries]),
                 max_length=1 + max(limits),  # the start token counts

@@ -130,7 +130,7 @@ def _mean_pooled(config: RunConfig, pretrained: Pretrained, rows: Dataset) -> np
     encoded = tokenizer(*_sides(rows), truncation=True, max_length=limit)
     lengths = [len(row) for row in encoded["input_ids"]]
     means: list[Any] = [None] * len(lengths)
-    for chosen in sorted_batches(lengths, config.evaluate.tokens_per_batch):
+    for chosen in sorted_batches(lengths, config.evaluate.tokens_per_batch, evenly=True):
         columns = {name: [values[i] for i in chosen] for name, values in encoded.items()}
         # padding on the left, as generators have it, would move the positions of the real tokens
         batch = tokenizer.pad(columns, padding_side="right", return_tensors="pt")

@@ -27,17 +27,24 @@ class RunError(Exception):
 class EndedElsewhere(RunError):
     """Another process of the launch failed or is gone, and this one ended with it."""
 
-    def __init__(self, sentence: str, speak: bool):
+    def __init__(self, sentence: str, speak: bool, exit_code: int = RunError.exit_code):
         super().__init__(sentence)
         self.speak = speak
         """Whether it is on this process to say so; on each machine one of them does."""
+        self.exit_code = exit_code
 
 
-class Preempted(Exception):
+class Preempted(BaseException):
     """The machine was taken back; what was learnt is in a checkpoint. Exit code 75 (EX_TEMPFAIL of sysexits.h: try
-    again), which a job script can requeue on."""
+    again), which a job script can requeue on. Like KeyboardInterrupt it may come anywhere, and is no error that code
+    on the way should answer."""
 
     exit_code = 75
+
+    def __init__(self, sentence: str, together: bool = True):
+        super().__init__(sentence)
+        self.together = together
+        """Whether all processes leave with it; else this one was told alone, and the others follow."""
 
 
 def printable(text: str) -> str:

@@ -51,6 +51,8 @@ class StoredFeatures:
         """What is looked up, in words; "" where everything is computed."""
         self._said: dict[str, list[int]] = {}
         """Examples computed and looked up, by depth."""
+        self._unserved = ""
+        """What kind of model has frozen layers that nothing could be looked up of."""
         if not adapted.stages:
             self._choose(())
             self.end()
@@ -68,10 +70,14 @@ class StoredFeatures:
 
     def notes(self) -> tuple[str, ...]:
         """Sentences about what was looked up."""
-        return tuple(
-            f"computed once and then looked up: {depth} ({computed:,} examples computed, {reused:,} looked up)."
-            for depth, (computed, reused) in self._said.items()
-            if reused
+        unserved = f"frozen layers are computed in each pass: what those of {self._unserved} need is not all stored."
+        return (
+            *(
+                f"computed once and then looked up: {depth} ({computed:,} examples computed, {reused:,} looked up)."
+                for depth, (computed, reused) in self._said.items()
+                if reused
+            ),
+            *([unserved] if self._unserved else []),
         )
 
     def close(self) -> None:
@@ -103,6 +109,10 @@ class StoredFeatures:
                 self._install(way, key, self._store)
                 self.depth = way.name
                 return
+        parts = self._adapted.parts
+        lowest = (*parts.embeddings, *(p for layer in parts.layer_modules[:1] for p in layer.parameters()))
+        if not any(id(p) in self._trained for p in lowest):
+            self._unserved = inner.config.model_type
 
     def _agrees(self, way: _Way, inputs: Inputs, expected: torch.Tensor) -> bool:
         """Whether the model says the same with rows of a store of its own, computed and then looked up."""

@@ -197,6 +197,20 @@ def how_to_go_on(config: RunConfig) -> str:
     return "There is nothing to go on from (--train.checkpoint_steps is 0): start all processes again."
 
 
+def after_a_signal(output_dir: Path) -> str:
+    """What to do after a run was told to leave."""
+    if any((output_dir / "checkpoints").glob("step-*")):
+        return "the same command with --train.resume auto goes on from the last checkpoint"
+    return "there is no checkpoint, and the same command begins anew"
+
+
+def drop_unasked_checkpoints(config: RunConfig) -> None:
+    """A finished run keeps no state of training that was only written for the case that it would not finish."""
+    if not config.train.checkpoint_steps:
+        for path in (Path(config.output_dir) / "checkpoints").glob("step-*"):
+            shutil.rmtree(path)
+
+
 def feature_folder(config: RunConfig | CompareConfig) -> Path:
     """Where this process keeps stored features that memory does not hold; gone when the work is done."""
     return Path(config.output_dir) / "features" / os.environ.get("RANK", "0")

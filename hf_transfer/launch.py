@@ -403,8 +403,12 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def precision_name(accelerator: Accelerator) -> str:
-    """``fp32``, ``bf16`` or ``fp16``, as the flag spells it."""
-    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    """``fp32``, ``bf16`` or ``fp16``, as the flag spells it; and whether the products of fp32 are rounded to TF32,
+    which is off on a GPU too unless a script has turned it on in torch."""
+    if accelerator.mixed_precision != "no":
+        return accelerator.mixed_precision
+    rounded = accelerator.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "fp32, products in TF32" if rounded else "fp32"
 
 
 def cpu_has_bf16() -> bool:

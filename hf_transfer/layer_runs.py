@@ -56,8 +56,10 @@ class LayersTold:
 
 
 def body_key(pretrained: Pretrained, seed: int, layers: int | None) -> str:
-    """Names the weights of the body: equal for runs that start from the same ones. Random weights are the seed's."""
-    weights = pretrained.sha256 or f"{pretrained.checkpoint_id} random {seed}"
+    """Names the weights of the body: equal for runs that start from the same ones. Random weights are the seed's, and
+    those of the size of the vocabulary, which texts may decide (``scratch:marian-...``)."""
+    size = pretrained.model.config.vocab_size
+    weights = pretrained.sha256 or f"{pretrained.checkpoint_id} random {seed} of {size} pieces"
     return f"{weights} {pretrained.revision} {layers or 'all'} layers"
 
 

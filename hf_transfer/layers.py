@@ -252,7 +252,7 @@ def pooled_states(
 
     Each process computes its part; ``over_processes`` adds up what all of them have, zeros where another one works.
     """
-    batches = sorted_batches(np.asarray(rows["length"]), tokens_per_batch)
+    batches = sorted_batches(np.asarray(rows["length"]), tokens_per_batch, evenly=True)
     device = next(reader.body.parameters()).device
     reader.body.eval()
     width = reader.body.config.hidden_size

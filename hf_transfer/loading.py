@@ -71,6 +71,12 @@ class LoadedModel:
         """[texts, classes] raw outputs in fp32: what the proof of an artefact compares."""
         return self._run(texts, text_pairs, lambda outputs, _: outputs.logits.float(), 8192)
 
+    def _pads(self) -> bool:
+        """Whether layers see the padding of a batch."""
+        from hf_transfer.flattened import find_stacks
+
+        return isinstance(self.model, OnnxEngine) or bool(find_stacks(self.model).reason)
+
     def _outputs(self, inputs: Any) -> Any:
         """One forward pass; ``inputs`` as the tokenizer pads them."""
         import torch
@@ -89,7 +95,8 @@ class LoadedModel:
         """What ``read`` keeps of each forward pass, in the order of ``texts``."""
         pairs = list(text_pairs) if text_pairs is not None else None
         encoded = self.tokenizer(list(texts), pairs, truncation=True, max_length=self.max_length)
-        batches = sorted_batches([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        batches = sorted_batches(lengths, tokens_per_batch, evenly=self._pads())
         kept = []
         for chosen in batches:
             columns = {name: [values[i] for i in chosen] for name, values in encoded.items()}

@@ -25,7 +25,15 @@ from hf_transfer.control_runs import score_controls
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.features import stored_features
 from hf_transfer.flattened import find_stacks
-from hf_transfer.folder import check_output_dir, disk_failures, feature_folder, how_to_go_on, open_run_folder
+from hf_transfer.folder import (
+    after_a_signal,
+    check_output_dir,
+    disk_failures,
+    drop_unasked_checkpoints,
+    feature_folder,
+    how_to_go_on,
+    open_run_folder,
+)
 from hf_transfer.launch import (
     check_sharding,
     failing_together,
@@ -41,6 +49,7 @@ from hf_transfer.launch import (
 from hf_transfer.layer_runs import body_key
 from hf_transfer.metrics import METRICS, score
 from hf_transfer.predict import predict, scored_padding
+from hf_transfer.preemption import Notice
 from hf_transfer.preparing import Prepared, prepare
 from hf_transfer.publishing import Published, check_publishing, push
 from hf_transfer.records import (
@@ -108,34 +117,42 @@ def run(config: RunConfig) -> RunResult:
         InputError: something given cannot be used; found before anything is written.
         RunError: training or the proof of the artefact failed, or the disk did; ``results.json`` is then absent. Or the
             run is finished and saved and could not be pushed to the Hub (``publish.repo_id``).
-        Preempted: a signal said that the machine will be taken; a checkpoint is on disk.
+        Preempted: a signal said that the machine will be taken; what was learnt is on disk.
     """
     disable_progress_bars()
     check_publishing(check_config(config))
     check_trackers(config.report.trackers)
-    join_processes()
-    with one_for_all(how_to_go_on(config)):
-        output_dir = check_output_dir(config)
-        text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
-        saved = bool(config.train.checkpoint_steps)
-        store = feature_store(feature_folder(config), config.train.feature_cache_bytes, outlives=saved)
-        with disk_failures(output_dir):
-            with no_vocabulary_left(config), store as text.shared["features"]:
-                adapted = adapt(config, text)
-                controls, not_applicable = score_controls(config, text, adapt)
-            here("writing the report")
-            if adapted.results:  # on the main process
-                results = compare_with_controls(adapted.results, controls, not_applicable, config)
-                shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
-                said = {"config": results["config"], "notes": not_applicable, "examples_shown": shown}
-                write_report(output_dir, results, join([adapted.results, *controls], **said))
-                print_results(results, output_dir=output_dir)
-                adapted = dataclasses.replace(adapted, results=results)
-        leave_processes()
+    with Notice(lambda: after_a_signal(Path(config.output_dir))):
+        join_processes()
+        with one_for_all(how_to_go_on(config)):
+            adapted = _adapt_and_report(config)
+            leave_processes()
     if adapted.results and config.publish.repo_id is not None:
         publish = config.publish
         adapted.push_to_hub(str(publish.repo_id), publish.private, publish.revision, publish.create_pr)
     return adapted
+
+
+def _adapt_and_report(config: RunConfig) -> RunResult:
+    """A run from its data to its report, with the controls that were asked for."""
+    output_dir = check_output_dir(config)
+    text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
+    saved = bool(config.train.checkpoint_steps)
+    store = feature_store(feature_folder(config), config.train.feature_cache_bytes, outlives=saved)
+    with disk_failures(output_dir):
+        with no_vocabulary_left(config), store as text.shared["features"]:
+            adapted = adapt(config, text)
+            controls, not_applicable = score_controls(config, text, adapt)
+        here("writing the report")
+        if not adapted.results:  # off the main process
+            return adapted
+        results = compare_with_controls(adapted.results, controls, not_applicable, config)
+        shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
+        said = {"config": results["config"], "notes": not_applicable, "examples_shown": shown}
+        write_report(output_dir, results, join([adapted.results, *controls], **said))
+        print_results(results, output_dir=output_dir)
+        drop_unasked_checkpoints(config)
+        return dataclasses.replace(adapted, results=results)
 
 
 def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "adapted") -> RunResult:

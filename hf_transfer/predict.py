@@ -74,10 +74,10 @@ def scored_padding(model: nn.Module, rows: Dataset, functions: TaskFunctions, ev
     """Share of the tokens that layers saw of encoded ``rows`` that was padding; of a translation, those of the encoder
     (what the decoder pads is what it writes)."""
     lengths = np.asarray(rows["length"][:])
-    if functions.translate is not None:
-        return padding_fraction(lengths, sorted_batches(lengths, max(1, evaluate.tokens_per_batch // evaluate.beams)))
     if not find_stacks(model).reason:
         return 0.0
+    if functions.translate is not None:
+        return padding_fraction(lengths, sorted_batches(lengths, max(1, evaluate.tokens_per_batch // evaluate.beams)))
     return padding_fraction(lengths, batches_to_score(model, lengths, evaluate.tokens_per_batch))
 
 

@@ -1,14 +1,17 @@
 """Floor 1: what a scheduler says before it takes the machine back.
 
 Slurm sends SIGTERM, or what ``--signal`` asks for, some time before it kills; Kubernetes and machines let by the hour
-send SIGTERM. The loop asks after each window whether any process was told, saves a checkpoint and leaves. A second
-signal changes nothing: who cannot wait sends SIGKILL, and the checkpoint before the last is then still whole.
+send SIGTERM. While windows are learnt from, the loop asks after each one whether any process was told, saves a
+checkpoint and leaves; a second signal changes nothing. Before and after, where there is nothing to save that is not on
+disk, the run ends at once. Either way it leaves with the exit code upon which a scheduler starts it again.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +22,52 @@ if TYPE_CHECKING:
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
+_current: Notice | None = None
+
 
 class Notice:
-    """Entered around training: whether the machine is about to be taken. Outside, signals do what they did before."""
+    """Entered around a run: whether the machine is about to be taken. Outside, signals do what they did before."""
 
-    def __init__(self) -> None:
+    def __init__(self, remedy: Callable[[], str] = lambda: "the same command begins anew") -> None:
+        """``remedy``: what to do after the end, in words; asked for when a signal comes."""
         self.signal = ""
         """Name of the signal that came; "" before."""
+        self._remedy = remedy
+        self._waits = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Notice:
+        global _current
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            _current = self
         return self
 
     def __exit__(self, *_: object) -> None:
+        global _current
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if _current is self:
+            _current = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
+        if not self._waits:
+            self._leave_alone()
+
+    def _leave_alone(self) -> None:
+        raise Preempted(f"{self.signal}: stopped outside of training; {self._remedy()}.", together=False)
+
+    @contextmanager
+    def waiting(self) -> Iterator[Notice]:
+        """While it lasts, signals are only remembered, for ``given`` to tell."""
+        self._waits = True
+        try:
+            yield self
+        finally:
+            self._waits = False
+        if self.signal:  # it came after the last window was asked about
+            self._leave_alone()
 
     def given(self, accelerator: Accelerator) -> bool:
         """Whether any process was told; all of them ask together, and get the same answer."""
@@ -59,3 +88,14 @@ class Notice:
             f"{self.signal or 'a signal to another process'}: stopped after step {step} of {steps}, with a checkpoint; "
             "the same command with --train.resume auto goes on from there."
         )
+
+
+@contextmanager
+def window_by_window() -> Iterator[Notice]:
+    """Around the loop, where a signal waits for the end of the window; the notice is the run's, or the loop's own."""
+    if _current is not None and threading.current_thread() is threading.main_thread():
+        with _current.waiting() as notice:
+            yield notice
+        return
+    with Notice() as alone, alone.waiting() as notice:
+        yield notice

@@ -278,8 +278,10 @@ class TrainResult:
     tokens: int
     padding_tokens: int
     skipped_steps: int
-    """Windows whose gradient was not finite, so that no step was taken."""
+    """Windows whose loss or gradient was not finite, so that no step was taken."""
     stopped_early: bool
+    tokens_per_micro_batch: int = 0
+    """The budget in the end: as given, as measured, or halved where memory ran out; 0 where no step was taken."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,8 @@ class RunState:
     stopped_early: bool = False
     processes: tuple[int, ...] = ()
     """How many shared the windows, from the start on: a number for each time that it changed."""
+    most_tokens: int = 0
+    """Of a micro-batch, since one had no room in memory; 0 before."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from hf_transfer.launch import sum_over_processes
 from hf_transfer.on_device import send_batch
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.output_layer import generator_inside
-from hf_transfer.preemption import Notice
+from hf_transfer.preemption import window_by_window
 from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
 from hf_transfer.tasks import TaskFunctions
 from hf_transfer.token_budget import ON_HOST, measured_budget
@@ -47,7 +47,9 @@ from hf_transfer.watch import here
 LossFunction = Callable[[Any, Batch], LossSum]
 EXAMPLES_SHOWN = 3
 BAD_WINDOWS_IN_A_ROW = 3
-"""Windows without a finite gradient, one after the other, that end a run."""
+"""Windows without a finite loss and gradient, one after the other, that end a run."""
+LONG_SECONDS = 600.0
+"""Training that took so long is on disk before it is scored, also where no checkpoints were asked for."""
 
 
 class ProgressBar(Protocol):
@@ -115,6 +117,8 @@ class WindowSums:
     padding_tokens: int = 0
     targets: int = 0
     stepped: bool = True
+    in_search: bool = False
+    """No step, as fp16's scaler still looks for its scale."""
     not_finite: tuple[str, ...] = ()
     """Ids of the examples of a window whose step was left out."""
 
@@ -188,8 +192,8 @@ def train(
     has, by default all; ``listener`` is told what the log is told.
 
     Raises:
-        RunError: no finite gradient three times in a row, a trainable parameter that never gets one, or a restored
-            step that does not score what it did.
+        RunError: no finite loss and gradient three times in a row, a trainable parameter that never gets one, or a
+            restored step that does not score what it did.
         Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
@@ -218,7 +222,6 @@ def train(
     start = {id(p): p.detach().clone() for p in adapted.parts.body} if config.l2_sp else {}
     state = RunState()
     schedule_began = 0.0  # seconds of training before the schedule of the stage
-    most = 0  # tokens of a micro-batch since one had no room
     if folder.resume_from is not None:
         checkpoint.check_identity(folder.resume_from, folder.identity)
         state = checkpoint.load_state(folder.resume_from)
@@ -228,7 +231,8 @@ def train(
         state = replace(state, processes=(*state.processes, accelerator.num_processes))
     layers = CompiledLayers(adapted.parts.layer_modules, config.compile, accelerator, progress.note)
     log_file = _open_log(folder.log, state.step, accelerator.is_main_process)
-    with log_file as log, Notice() as notice, closing(layers):
+    budget = 0
+    with log_file as log, window_by_window() as notice, closing(layers):
         for plan in plans:
             if features is not None:
                 features.begin(plan.stage)
@@ -244,7 +248,7 @@ def train(
             wanted = config.tokens_per_micro_batch
             whole = lengths * copies
             budget = wanted if wanted != "auto" else _own_budget(model, rows, whole, functions, accelerator, progress)
-            budget = min(budget, most or budget)
+            budget = min(budget, state.most_tokens or budget)
             end = plan.first_step + plan.steps
             ahead = Ahead(partial(my_batches, flat))
             for step in range(state.step, end):
@@ -264,7 +268,8 @@ def train(
                             meanwhile=partial(ahead.prepare, step + 1, budget) if step + 1 < end else None,
                         )  # fmt: skip
                     except WindowTooLarge as error:
-                        budget = most = _cut_in_half(budget, lengths[window_of(step)], error, progress)
+                        budget = _cut_in_half(budget, lengths[window_of(step)], error, progress)
+                        state = replace(state, most_tokens=budget)
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 seconds = _agreed(time.perf_counter() - started, config, accelerator)
                 layers.learnt(seconds, sums.tokens)
@@ -281,7 +286,8 @@ def train(
                         listener.validated(state.history[-1])
                     adapted.set_train_mode(accelerator.unwrap_model(model))
                 taken = notice.given(accelerator)
-                if taken or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
+                over = state.stopped_early or time_is_up or state.step == last_step
+                if taken or _is_kept(state, over, config, accelerator):
                     checkpoint.save_checkpoint(
                         folder.checkpoints,
                         model,
@@ -294,7 +300,7 @@ def train(
                     )
                 if taken:
                     notice.leave(state.step, last_step)
-                if state.stopped_early or time_is_up:
+                if over:
                     break
     selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
     if config.activation_checkpointing:
@@ -312,6 +318,7 @@ def train(
         padding_tokens=state.padding_tokens,
         skipped_steps=state.skipped_steps,
         stopped_early=state.stopped_early,
+        tokens_per_micro_batch=budget,
     )
 
 
@@ -388,13 +395,16 @@ def learn_window(
     found: Any = nn.utils.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
     norm = float(found.full_tensor() if hasattr(found, "full_tensor") else found)  # of shards it is itself sharded
     # fp16's scaler looks for itself, because overflow while it finds its scale is expected
-    stepped = math.isfinite(norm) or accelerator.scaler is not None
+    scaler = accelerator.scaler
+    stepped = scaler is not None or (math.isfinite(norm) and math.isfinite(total))
     if stepped:
         optimizer.step()
         stepped = not getattr(optimizer, "step_was_skipped", False)
+    in_search = not stepped and scaler is not None and scaler.get_scale() >= 1  # below, no scale could help
     optimizer.zero_grad(set_to_none=True)
     left_out = () if stepped else tuple(gather_object([name for b in mine for name in b.example_ids]))
-    return WindowSums(total / targets, norm, int(examples), int(tokens), int(padded), int(targets), stepped, left_out)
+    counts = (int(examples), int(tokens), int(padded), int(targets))
+    return WindowSums(total / targets, norm, *counts, stepped, in_search, left_out)
 
 
 def _add_gradient(
@@ -636,6 +646,13 @@ def _agreed(seconds: float, config: TrainConfig, accelerator: Accelerator) -> fl
     return sum_over_processes([seconds], accelerator)[0] / accelerator.num_processes
 
 
+def _is_kept(state: RunState, over: bool, config: TrainConfig, accelerator: Accelerator) -> bool:
+    """Whether a checkpoint is due: by its number, or at the end, so that what follows may fail. All processes ask."""
+    if config.checkpoint_steps:
+        return over or state.step % config.checkpoint_steps == 0
+    return over and sum_over_processes([state.train_seconds], accelerator)[0] > LONG_SECONDS * accelerator.num_processes
+
+
 def _seed_of(seed: int, step: int, process: int) -> int:
     """Seed of dropout for one window on one process: what resuming needs is then in the step number."""
     return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
@@ -646,7 +663,7 @@ def _count(state: RunState, step: int, sums: WindowSums, seconds: float) -> RunS
         state,
         step=step,
         skipped_steps=state.skipped_steps + (not sums.stepped),
-        skipped_in_a_row=0 if sums.stepped else state.skipped_in_a_row + 1,
+        skipped_in_a_row=0 if sums.stepped else state.skipped_in_a_row + (not sums.in_search),
         train_seconds=state.train_seconds + seconds,
         examples=state.examples + sums.examples,
         tokens=state.tokens + sums.tokens,
@@ -720,8 +737,9 @@ def _never_finite(state: RunState, sums: WindowSums, checkpoints: Path) -> str:
     last = f"The last good checkpoint is {whole}." if whole else "No checkpoint was written."
     ids = ", ".join(sorted(sums.not_finite)[:EXAMPLES_SHOWN])
     return (
-        f"no finite gradient in {state.skipped_in_a_row} windows in a row, up to step {state.step} (its examples begin "
-        f"with {ids}; log.jsonl has all): lower --train.learning_rate, or use --train.precision fp32. {last}"
+        f"no finite loss and gradient in {state.skipped_in_a_row} windows in a row, up to step {state.step} (its "
+        f"examples begin with {ids}; log.jsonl has all): lower --train.learning_rate, or use --train.precision fp32. "
+        f"{last}"
     )
 
 

@@ -55,7 +55,7 @@ class Watch:
         self.remedy = ""
         """What to do after the end, in a sentence."""
         self._me = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
-        self._end_process = end_process or (lambda: os._exit(RunError.exit_code))
+        self._end_process = end_process or (lambda: os._exit(self._exit_code()))
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._links: dict[int, socket.socket] = {}
@@ -216,6 +216,11 @@ class Watch:
         self._spoken = True
         print(printable(f"hf-transfer: the run failed: {self.sentence()}"), file=sys.stderr, flush=True)
 
+    def _exit_code(self) -> int:
+        """Of a process that goes with another one: its own, where that was told to leave."""
+        assert self._ended is not None, "nothing has ended yet"
+        return Preempted.exit_code if self._ended.get("preempted") else RunError.exit_code
+
     @property
     def is_over(self) -> bool:
         """Whether a process has failed or left, so that nothing can be done together any more."""
@@ -251,12 +256,12 @@ class Watch:
             self._changed.notify_all()
         if isinstance(error, EndedElsewhere):
             return None
-        if isinstance(error, Preempted):  # all of them leave
+        if isinstance(error, Preempted) and error.together:  # all of them leave
             self._tell({"kind": "bye", "rank": self.rank})
             return None
-        if self._ended is not None and not isinstance(error, InputError | RunError | KeyboardInterrupt):
-            return EndedElsewhere(self.sentence(), self.speaks and not self._spoken)
-        self._tell(self._me | {"kind": "ended", "text": in_short(error)})
+        if self._ended is not None and not isinstance(error, InputError | RunError | KeyboardInterrupt | Preempted):
+            return EndedElsewhere(self.sentence(), self.speaks and not self._spoken, self._exit_code())
+        self._tell(self._me | {"kind": "ended", "text": in_short(error), "preempted": isinstance(error, Preempted)})
         return None
 
     def follows(self, error: BaseException) -> bool:

@@ -236,6 +236,20 @@ def first_killed(config: RunConfig) -> None:
     page.run(config)
 
 
+def told_while_scoring(config: RunConfig) -> None:
+    """The second process is told that its machine will be taken, while both score the test domains."""
+    score_test = page.score_test
+
+    def told(*given: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.1)
+        return score_test(*given)
+
+    page.score_test = told
+    page.run(config)
+
+
 def raises(config: RunConfig) -> None:
     """In a function of the task."""
     classification = page.TASKS["classification"]
@@ -357,6 +371,7 @@ def compares_with_one_astray(config: RunConfig) -> None:
 SCENARIOS: dict[str, Callable[[RunConfig], None]] = {
     "killed": killed,
     "first_killed": first_killed,
+    "told_while_scoring": told_while_scoring,
     "raises": raises,
     "refuses": refuses,
     "all_refuse": all_refuse,

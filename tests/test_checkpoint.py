@@ -17,20 +17,20 @@ from hf_transfer import checkpoint as module
 from hf_transfer.checkpoint import (
     check_identity,
     find_checkpoint_to_resume,
+    load_average,
     load_best,
     load_checkpoint,
     load_state,
     save_best,
     save_checkpoint,
+    save_for_average,
 )
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.records import RunState
 
 NAMES = ("0.weight", "0.bias", "2.weight")  # of four parameters, one is frozen
 IDENTITY = {"seed": 0, "train.window_size": 16}
-STATE = RunState(
-    step=5, history=({"step": 3, "value": 0.1 + 0.2},), best_step=3, best_value=0.30000000000000004, tokens=7
-)
+STATE = RunState(step=5, history=({"step": 3, "value": 0.1 + 0.2},), best_value=0.30000000000000004, tokens=7)
 
 
 class Run:
@@ -242,6 +242,44 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_or_refused_where_it_was_a
     assert notes[0].startswith(f"checkpoint step-6 passed over: {DAMAGES[damage]}")
     with pytest.raises(InputError, match=f"--train.resume {damaged}: {DAMAGES[damage]}.*Give a complete step-N"):
         find_checkpoint_to_resume(run.folder, str(damaged))
+
+
+def lose_it(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def lose_the_parameters(path: Path) -> None:
+    (path / "parameters.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [lose_it, lose_the_parameters, truncate, flip_a_bit, spoil_the_manifest])
+def test_a_checkpoint_whose_best_step_is_damaged_is_passed_over_and_the_step_is_not_put_back(run, damage):
+    """A run that went on from there would come to its end and then have nothing to end with."""
+    save_best(run.folder, run.model, NAMES, 3, run.accelerator)
+    good = run.save(4, state=replace(STATE, best_step=3))
+    save_best(run.folder, run.model, NAMES, 5, run.accelerator)
+    later, last = (run.save(step, keep=3, state=replace(STATE, best_step=5)) for step in (5, 6))
+    assert find_checkpoint_to_resume(run.folder, "auto") == (last, [])
+    damage(run.folder / "best" / "at-5")
+    found, notes = find_checkpoint_to_resume(run.folder, "auto")
+    assert found == good
+    assert [note.split(": ")[0] for note in notes] == [f"checkpoint step-{n} passed over" for n in (6, 5)]
+    assert all("the parameters of its best step, best/at-5: " in note for note in notes)
+    with pytest.raises(InputError, match=f"{later}: the parameters of its best step, best/at-5: "):
+        find_checkpoint_to_resume(run.folder, str(later))
+    before = run.tensors()
+    with pytest.raises(RunError, match=r"best/at-5.*was damaged: .*--train\.resume auto"):
+        load_best(run.folder, run.model, 5, run.accelerator)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
+
+
+@pytest.mark.parametrize("damage", [lose_it, truncate, flip_a_bit])
+def test_steps_to_average_that_are_damaged_are_not_averaged(run, damage):
+    for steps in ((2,), (2, 4)):
+        save_for_average(run.folder, run.model, NAMES, steps, run.accelerator)
+    damage(run.folder / "average" / "at-2")
+    with pytest.raises(RunError, match=r"average/at-2.*was damaged: .*start afresh"):
+        load_average(run.folder, run.model, (2, 4), run.accelerator)
 
 
 def test_there_may_be_nothing_to_resume(run):

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from hf_transfer.config import AdaptConfig, RunConfig, TrainConfig
 from hf_transfer.decoding import decode
 from hf_transfer.feature_store import FeatureStore
 from hf_transfer.features import StoredFeatures, stored_features
+from hf_transfer.layer_runs import body_key
 from hf_transfer.predict import predict
 from hf_transfer.records import LabelSpace, Pretrained
 from hf_transfer.tasks import TASKS
@@ -185,6 +187,15 @@ def test_a_second_run_over_the_same_weights_computes_nothing(folders, tmp_path):
 TEXT, SHORT = [2, 8, 9, 14, 22, 3], [2, 8, 3]
 
 
+def test_random_weights_of_another_vocabulary_do_not_share_rows(folders):
+    small, large = (
+        Pretrained(SimpleNamespace(config=SimpleNamespace(vocab_size=size)), None, "scratch:marian-tiny", "", "", ())
+        for size in (400, 500)
+    )
+    assert body_key(small, 0, None) == body_key(small, 0, None) != body_key(large, 0, None)
+    assert body_key(small, 0, None) != body_key(small, 1, None)
+
+
 def test_weights_of_another_name_do_not_share_rows(folders):
     store = FeatureStore()
     other_weights = dict.fromkeys(("first", "second"))
@@ -342,6 +353,17 @@ def test_the_trial_leaves_the_model_in_its_modes_and_the_store_empty(folders):
     with looked_up(adapted, "weights", store, inputs_of(TEXT, SHORT)):
         assert {name: module.training for name, module in adapted.model.named_modules()} == before
     assert (store.bytes, store.computed, store.reused) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("architecture", "said"), [("t5", True), ("bert", False)])
+def test_frozen_layers_that_nothing_is_looked_up_of_are_named(folders, architecture, said):
+    adapted, _ = fresh(folders[architecture], "freeze", freeze="1")
+    with looked_up(adapted, "weights", FeatureStore(), inputs_of(TEXT, SHORT)) as features:
+        assert (features.depth == "") == said
+        assert [note.startswith("frozen layers are computed in each pass") for note in features.notes()] == [
+            True
+        ] * said
+        assert all("those of t5 need" in note for note in features.notes())
 
 
 @pytest.mark.parametrize(

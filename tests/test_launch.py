@@ -97,10 +97,26 @@ def test_accelerate_is_told_the_precision_and_tells_it_back_as_the_flag_spells_i
     hardware, monkeypatch, precision, handed_over
 ):
     hardware(**NEW_CPU, launcher="fp16")
-    monkeypatch.setattr(launch, "Accelerator", lambda mixed_precision: SimpleNamespace(mixed_precision=mixed_precision))
+    on = torch.device("cuda")
+    monkeypatch.setattr(
+        launch, "Accelerator", lambda mixed_precision: SimpleNamespace(mixed_precision=mixed_precision, device=on)
+    )
     accelerator = start_processes(TrainConfig(precision=precision), "bert", stages=2)
     assert accelerator.mixed_precision == handed_over
     assert precision_name(accelerator) == precision
+
+
+def test_products_in_tf32_are_off_and_told_where_a_script_has_turned_them_on():
+    gpu, cpu = (SimpleNamespace(mixed_precision="no", device=torch.device(name)) for name in ("cuda", "cpu"))
+    before = torch.get_float32_matmul_precision()
+    assert before == "highest"
+    assert precision_name(gpu) == "fp32"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert precision_name(gpu) == "fp32, products in TF32"
+        assert precision_name(cpu) == "fp32"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_sharded_parameters_refuse_several_stages_and_take_one(hardware, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from test_train import Silent, open_tiny, parameters_of
 from tiny import make_checkpoint
 from toy import encoded_rows, launch_two, write_reviews
 
+from hf_transfer import page
+from hf_transfer import train as training
 from hf_transfer.cli import exit_codes
-from hf_transfer.config import TrainConfig
+from hf_transfer.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import Preempted
-from hf_transfer.preemption import SIGNALS, Notice
+from hf_transfer.page import run
+from hf_transfer.preemption import SIGNALS, Notice, window_by_window
 from hf_transfer.train import Chooser, RunFolder, train
 
 CONFIG = TrainConfig(epochs=3, window_size=10, learning_rate=1e-3)  # 12 steps of 40 examples
@@ -82,6 +86,91 @@ def test_a_signal_after_the_last_window_loses_nothing(checkpoint, tmp_path):
     again = run_training(checkpoint, tmp_path / "cut", Silent(), resume_from=left)
     wanted = parameters_of(whole)
     assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(again).items())
+
+
+def test_a_signal_outside_of_the_loop_ends_the_run_at_once_and_one_in_it_waits():
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with (
+        pytest.raises(Preempted, match=r"^SIGUSR1: stopped outside of training; try again\.$") as left,
+        Notice(lambda: "try again") as notice,
+    ):
+        with window_by_window() as found:
+            assert found is notice
+            assert not notice.given(Accelerator())
+        signal.raise_signal(signal.SIGUSR1)
+        raise AssertionError("nothing follows")
+    assert not left.value.together
+    with (
+        pytest.raises(Preempted, match=r"^SIGTERM: stopped outside of training; "),
+        Notice(),
+        window_by_window() as told,
+    ):
+        signal.raise_signal(signal.SIGTERM)
+        assert told.given(Accelerator())  # and the loop leaves; had it not asked any more, the run would end here
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+@pytest.fixture(scope="module")
+def whole_run(checkpoint, tmp_path_factory):
+    """A run that nobody interrupts, and its config."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = RunConfig(
+        data=DataConfig(source=str(write_reviews(folder, count=30))),
+        model=ModelConfig(checkpoint=str(checkpoint)),
+        train=TrainConfig(epochs=2, window_size=8, resume="auto"),
+        evaluate=EvaluateConfig(resamples=100),
+        output_dir=str(folder / "out"),
+    )
+    return run(config), config
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(
+    ("name", "long"),
+    [
+        ("score_test", True),
+        pytest.param("score_test", False, marks=pytest.mark.slow),
+        pytest.param("read_text", True, marks=pytest.mark.slow),
+        pytest.param("write_report", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_before_or_after_training_ends_the_run_which_loses_no_long_training(
+    whole_run, tmp_path, monkeypatch, name, long
+):
+    whole, config = whole_run
+    config = replace(config, output_dir=str(tmp_path / "out"))
+    monkeypatch.setattr(training, "LONG_SECONDS", 0.0 if long else 600.0)
+    call = getattr(page, name)
+
+    def told(*given, **named):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return call(*given, **named)
+
+    kept = long and name != "read_text"
+    remedy = "--train.resume auto goes on from the last checkpoint" if kept else "there is no checkpoint, and the same"
+    with monkeypatch.context() as broken, pytest.raises(Preempted, match=f"^SIGUSR1: .*{remedy}"):
+        broken.setattr(page, name, told)
+        run(config)
+    checkpoints = tmp_path / "out" / "checkpoints"
+    steps = whole.results["timing"]["steps"]
+    assert [path.name for path in checkpoints.glob("step-*")] == ([f"step-{steps}"] if kept else [])
+    assert not (tmp_path / "out" / "results.json").exists()
+    learnt = []
+    with monkeypatch.context() as counted:
+        counted.setattr(training, "learn_window", counting(training.learn_window, learnt))
+        done = run(config)
+    assert len(learnt) == (0 if kept else steps)
+    assert done.results["scores"] == whole.results["scores"]
+    assert done.results["timing"]["steps"] == steps
+    assert not list(checkpoints.glob("step-*")), "a finished run keeps no checkpoint that nobody asked for"
+
+
+def counting(call, calls):
+    def counted(*given, **named):
+        calls.append(1)
+        return call(*given, **named)
+
+    return counted
 
 
 def test_other_threads_may_train_and_leave_signals_alone():

@@ -213,7 +213,7 @@ def test_under_a_launcher_the_reason_stands_above_what_the_launcher_says(tmp_pat
 
 @pytest.mark.slow
 def test_what_one_process_meets_is_said_once_and_ends_all(tmp_path):
-    names = ["first_killed", "raises", "refuses", "all_refuse", "unproved"]
+    names = ["first_killed", "raises", "refuses", "all_refuse", "unproved", "told_while_scoring"]
     ended = dict(zip(names, fails(tmp_path, *names), strict=True))
     codes, said = ended["first_killed"]
     assert codes == [-9, 1]
@@ -238,6 +238,13 @@ def test_what_one_process_meets_is_said_once_and_ends_all(tmp_path):
     assert codes == [2, 2]
     assert ours(said[0])[0] == "hf-transfer: 1 problem"
     assert ours(said[1]) == []
+
+    codes, said = ended["told_while_scoring"]
+    assert codes == [75, 75], "a scheduler starts it again, whichever it asks"
+    told = "SIGUSR1: stopped outside of training; the same command with --train.resume auto goes on from the last"
+    assert ours(said[1]) == [f"hf-transfer: {told} checkpoint."]
+    (line,) = ours(said[0])
+    assert re.search(r"process 1 of 2 \(on \S+, pid \d+\) failed: Preempted: SIGUSR1: stopped outside", line), line
 
     codes, said = ended["unproved"]
     assert codes == [1, 1]

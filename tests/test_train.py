@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,11 @@ from hf_transfer.adapt.base import Stage
 from hf_transfer.batching import cut_window, share_window, window_indices
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError, RunError
+from hf_transfer.flattened import find_stacks
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
-from hf_transfer.records import LabelSpace
+from hf_transfer.records import LabelSpace, RunState
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import Chooser, RunFolder, _open_log, learn_window, plan_stages, train
+from hf_transfer.train import Chooser, RunFolder, WindowSums, _count, _open_log, learn_window, plan_stages, train
 
 LABELS = {
     "single_label": LabelSpace("single_label", ("a", "b", "c")),
@@ -113,6 +115,25 @@ def test_the_gradient_of_a_window_does_not_depend_on_the_micro_batches(checkpoin
     assert sums.gradient_norm == pytest.approx(norm, rel=1e-5)
     assert sums.examples == 13
     assert sums.tokens == sum(rows["length"])
+
+
+@pytest.mark.parametrize("architecture", ["deberta-v2", "mpnet", "bert", "t5"])
+def test_a_window_cut_by_length_has_the_gradient_of_the_whole(tmp_path, architecture):
+    """In double precision, so that nothing but a wrong sum could tell them apart; two of these run padded."""
+    pretrained, adapted, functions = open_tiny(make_checkpoint(tmp_path, architecture))
+    adapted.model.double()
+    rows = encoded_rows(13, len(pretrained.tokenizer), 3)
+    found = []
+    for budget in (10_000, 60):
+        recorder = Recorder(adapted.model.parameters(), lr=0.0)
+        flat = not find_stacks(adapted.model).reason
+        pieces = cut_window(np.asarray(rows["length"]), budget, flat)
+        batches = [(functions.make_batch(rows[piece]), True) for piece in pieces]
+        learn_window(adapted.model, batches, functions.loss_function, recorder, 0.0, Accelerator())
+        found.append((len(pieces), torch.cat([gradient.flatten() for gradient in recorder.seen])))
+    (few, whole), (many, cut) = found
+    assert few < many
+    assert float((whole - cut).norm() / whole.norm()) < 1e-9
 
 
 @pytest.mark.recipe
@@ -221,7 +242,7 @@ def test_a_window_without_finite_gradient_is_skipped_counted_and_in_the_end_stop
     folder = RunFolder(tmp_path / "log.jsonl", tmp_path / "checkpoints")
     rows = encoded_rows(40, len(pretrained.tokenizer), 3)
     with pytest.raises(
-        RunError, match=r"no finite gradient in 3 windows in a row, up to step 3 \(its examples begin with"
+        RunError, match=r"no finite loss and gradient in 3 windows in a row, up to step 3 \(its examples begin with"
     ):
         train(adapted, rows, functions, chooser, Accelerator(), TrainConfig(window_size=10), folder, 0, Silent())
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -231,9 +252,72 @@ def test_a_window_without_finite_gradient_is_skipped_counted_and_in_the_end_stop
     assert all(torch.equal(p, before[name]) for name, p in parameters_of(adapted).items())
 
 
+class Poisoned:
+    """A loss that is ``value`` in the windows of ``steps``, counted from 1; its gradient stays as it is."""
+
+    def __init__(self, loss_function, value, steps):
+        self.loss_function, self.value, self.steps, self.asked = loss_function, value, steps, -1  # once by drop_unused
+
+    def __call__(self, output, batch):
+        self.asked += 1
+        found = self.loss_function(output, batch)
+        return replace(found, loss_sum=self.spoilt(found.loss_sum)) if self.asked in self.steps else found
+
+    def spoilt(self, loss):
+        return loss + self.value
+
+
+class WithoutGradient(Poisoned):
+    """The same with a gradient that is not finite either."""
+
+    def spoilt(self, loss):
+        return loss * self.value
+
+
+def run_poisoned(checkpoint, folder, kind, value, steps, config):
+    pretrained, adapted, functions = open_tiny(checkpoint)
+    poisoned = replace(functions, loss_function=kind(functions.loss_function, value, steps))
+    chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
+    rows = encoded_rows(40, len(pretrained.tokenizer), 3)
+    run_folder = RunFolder(folder / "log.jsonl", folder / "checkpoints")
+    done = train(adapted, rows, poisoned, chooser, Accelerator(), config, run_folder, 0, Silent())
+    return done, [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", [Poisoned, WithoutGradient])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_windows_that_are_not_finite_are_left_out_and_the_others_learnt_from(checkpoint, tmp_path, kind, value):
+    """Two bad ones, a good one and two bad ones: five windows, of which no three in a row are bad."""
+    config = TrainConfig(epochs=2, window_size=10)
+    done, log = run_poisoned(checkpoint, tmp_path, kind, value, (2, 3, 5, 6), config)
+    assert (done.steps, done.skipped_steps) == (8, 4)
+    assert [line["step"] for line in log if line.get("skipped")] == [2, 3, 5, 6]
+    for line in log:
+        assert math.isfinite(line["loss"]) == (not line.get("skipped")), "the log tells what was found"
+        assert sorted(line.get("example_ids", [])) == line.get("example_ids", [])
+        assert len(line.get("example_ids", [])) == (10 if line.get("skipped") else 0)
+
+
+def test_the_last_good_checkpoint_is_named_where_nothing_is_finite_any_more(checkpoint, tmp_path):
+    config = TrainConfig(epochs=3, window_size=10, checkpoint_steps=5)
+    last = re.escape(str(tmp_path / "checkpoints" / "step-5"))
+    with pytest.raises(RunError, match=rf"3 windows in a row, up to step 8 .*The last good checkpoint is {last}\."):
+        run_poisoned(checkpoint, tmp_path, WithoutGradient, math.nan, (6, 7, 8), config)
+
+
+def test_overflow_while_fp16_looks_for_its_scale_is_counted_and_ends_nothing():
+    state = RunState()
+    for step in range(1, 6):
+        state = _count(state, step, WindowSums(stepped=False, in_search=True), 0.0)
+    assert (state.skipped_steps, state.skipped_in_a_row) == (5, 0)
+    state = _count(state, 6, WindowSums(stepped=False), 0.0)
+    assert (state.skipped_steps, state.skipped_in_a_row) == (6, 1)
+    assert _count(state, 7, WindowSums(), 0.0).skipped_in_a_row == 0
+
+
 @pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "probe"])
 def test_a_resumed_run_equals_the_uninterrupted_one(checkpoint, tmp_path, strategy):
-    config = TrainConfig(epochs=3, window_size=10, checkpoint_steps=5, learning_rate=1e-3)
+    config = TrainConfig(epochs=3, window_size=10, checkpoint_steps=5, learning_rate=1e-3, keep_checkpoints=3)
     adapt = {"freeze": "1"} if strategy == "freeze" else {}
     whole, expected, _ = run_training(checkpoint, tmp_path / "whole", config, strategy, **adapt)
     run_training(checkpoint, tmp_path / "cut", config, strategy, **adapt)

@@ -320,7 +320,7 @@ def _cost(results: Results) -> str:
         "Peak memory": "not measured" if memory is None else bytes_in_words(memory),
     }
     if timing.get("skipped_steps"):
-        facts["Skipped steps"] = f"{timing['skipped_steps']:,}, their gradient was not finite"
+        facts["Skipped steps"] = f"{timing['skipped_steps']:,}, their loss or gradient was not finite"
     if timing.get("stopped_early"):
         facts["Stopped early"] = "yes, validation had stopped improving"
     return f"## Cost\n\n{fact_table(facts)}"

@@ -447,6 +447,7 @@ def _timing_facts(
         "examples": trained.examples,
         "tokens": trained.tokens,
         "padding_tokens": trained.padding_tokens,
+        "tokens_per_micro_batch": trained.tokens_per_micro_batch,
         "examples_per_second": _ratio(trained.examples, trained.train_seconds),
         "tokens_per_second": _ratio(trained.tokens, trained.train_seconds),
         "predict_examples_per_second": _ratio(test_count, predict_seconds),
