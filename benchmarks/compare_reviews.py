@@ -4,7 +4,7 @@
 
 Both are `hf-transfer compare` with the settings below, and go on where they were stopped. What is kept in
 ``benchmarks/results/compare_NAME`` is the comparison's ``results.json`` for accuracy alone and without words of the
-reviews, ``report.md``, and a picture; prints one JSON line for each.
+reviews, how it was made, ``report.md``, and a picture; prints one JSON line for each.
 """
 
 import argparse
@@ -13,6 +13,10 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import made_by
 
 import hf_transfer as ht
 
@@ -48,6 +52,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SETTINGS, help="one of the two")
     parser.add_argument("--output", default="runs/compare_reviews", help="folder for the runs")
     given = parser.parse_args()
+    made = made_by(torch.get_num_threads())
     for name in [given.only] if given.only else SETTINGS:
         fields = dict(SETTINGS[name])
         picture, epochs, domains = fields.pop("picture"), fields.pop("epochs"), fields.pop("train_domains")
@@ -59,17 +64,18 @@ def main() -> None:
         )
         results = ht.compare(config).results
         if results:  # on the main process
-            keep(Path(config.output_dir), RESULTS / f"compare_{name}", picture)
+            keep(Path(config.output_dir), RESULTS / f"compare_{name}", picture, made)
             print(json.dumps({"comparison": name, "answer": results["answer"]}))
 
 
-def keep(source: Path, target: Path, picture: str, metrics: Sequence[str] = ()) -> None:
+def keep(source: Path, target: Path, picture: str, made: dict[str, Any], metrics: Sequence[str] = ()) -> None:
     """Copy what may be committed of a comparison in ``source`` to ``target``; of scores ``metrics`` or the main one."""
     target.mkdir(parents=True, exist_ok=True)
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     results["scores"] = [score for score in results["scores"] if score["metric"] in (metrics or [results["metric"]])]
     for pair in results["distances"]:
         pair["words"] = None
+    results["made_by"] = made
     (target / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     # the report once more, from what is kept
     ht.rebuild_report([target], target)

@@ -5,7 +5,8 @@
 Draws windows of examples with log-normal lengths, as reviews have them, cut off at each limit, and times forward and
 backward of a BERT of random weights (6 layers, d = 384, as MiniLM) over the same windows in three ways, by turns:
 padded whole, cut into micro-batches by length (hf_transfer/batching.py), and flattened. Also the embeddings alone: what
-they cost per padded token is what a flattened window still pays for padding. Prints one JSON line per limit.
+they cost per padded token is what a flattened window still pays for padding. Prints JSON lines: how they were made,
+then one for each limit.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import transformers
+from measuring import made_by
 
 from hf_transfer.batching import cut_window
 from hf_transfer.flattened import flattened
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--window", type=int, default=WINDOW)
     options = parser.parse_args()
+    print(json.dumps({"made_by": made_by(torch.get_num_threads())}), flush=True)
     torch.manual_seed(0)
     config = transformers.BertConfig(
         hidden_size=384,
@@ -74,7 +77,6 @@ def main() -> None:
             "padded_token_in_real_tokens": round(float(per_padded_token / per_real_token), 4),
             "dropout": options.dropout,
             "window": options.window,
-            "threads": torch.get_num_threads(),
             "repeats": options.repeats,
         }
         print(json.dumps(record), flush=True)

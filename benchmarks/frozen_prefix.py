@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import read_rows, spread
+import torch
+from measuring import made_by, read_rows, spread, tell
 from throughput import CHECKPOINT, folder_of, reviews
 
 import hf_transfer as ht
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/frozen_prefix", help="folder for rows and runs; what is in it goes")
     parser.add_argument("--output", help="also write the JSON to this file")
     given = parser.parse_args()
+    made = made_by(torch.get_num_threads())
     work = Path(given.work)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -60,11 +62,7 @@ def main() -> None:
             ratio = spread([full / own for full, own in zip(seconds["full"], seconds[way], strict=True)])
             bound = LAYERS / (LAYERS - frozen)
             record[way] = {"ratio": ratio, "bound": bound, "share_of_bound": ratio["median"] / bound}
-    text = json.dumps(record, indent=1)
-    if given.output:
-        Path(given.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(given.output).write_text(text + "\n", encoding="utf-8")
-    print(text)
+    tell(record | {"made_by": made}, given.output)
 
 
 def seconds_per_token(work: Path, frozen: int, limit: int, seed: int) -> float:

@@ -1,4 +1,5 @@
-"""What both sides of throughput.py are measured with: clocks, memory, floating-point operations, spread of ratios.
+"""What both sides of throughput.py are measured with: clocks, memory, floating-point operations, spread of ratios; and
+what every benchmark writes of how it was made.
 
 Nothing here knows which side it measures. The clocks are read by torch's own hooks, at the first forward pass of the
 process (or where a side says that it starts) and after every optimizer step: neither side's loop is asked how fast it
@@ -9,11 +10,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import resource
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +29,12 @@ import numpy as np
 MATMUL_SECONDS, FEWEST_MATMULS = 0.5, 5
 MATMULS_AT_ONCE = {"cpu": 1, "cuda": 50}  # a GPU takes orders faster than it answers
 SIGN_LEVEL = 0.95
+FEWEST_PAIRS = 5
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = (
+    *("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers"),
+    *("sentence-transformers", "setfit", "scikit-learn"),
+)
 
 
 @dataclass(frozen=True)
@@ -324,6 +337,112 @@ def spread(ratios: Sequence[float]) -> dict[str, Any]:
         "level": max(0.0, level(k)),
         "pairs": n,
     }
+
+
+def claim(
+    pairs: int, equal_outputs: float, difference: dict[str, Any] | None, margin: float, above_majority: float = math.inf
+) -> dict[str, Any]:
+    """Whether a ratio of seconds may be claimed at equal quality.
+
+    An interval that reaches zero is no equality: it does so wherever it is wide. What is asked for is that it excludes
+    a loss of more than ``margin``, or that both sides say the same of each example. Two sides that have learnt nothing
+    are equally good at it: the stock side must be ``margin`` above what the most frequent class would score.
+
+    Args:
+        equal_outputs: share of examples of which both sides say the same.
+        difference: ``low`` and ``high`` of how much better ours is, in the metric's own unit; None if it was not taken.
+        above_majority: the stock side's score over that of the most frequent class.
+    """
+    same = equal_outputs == 1
+    not_worse = same or (difference is not None and difference["low"] >= -margin)
+    return {
+        "claimed": pairs >= FEWEST_PAIRS and not_worse and (same or above_majority >= margin),
+        "not_worse": not_worse,
+        "margin": margin,
+        "no_evidence_of_worse": same or (difference is not None and difference["high"] >= 0),
+    }
+
+
+def made_by(threads: int | None = None) -> dict[str, Any]:
+    """How a record was made: command, commit, processor, threads and versions; never a host name or a folder.
+
+    Args:
+        threads: what torch uses where it is measured; None if that is told elsewhere.
+    """
+    commit, changed = checkout()
+    return {
+        "command": shown_command(sys.argv),
+        "commit": commit,
+        "changed": changed,
+        "processor": processor(),
+        "architecture": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
+    }
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """The command with its script as seen from the repository's root, and of absolute paths the last component."""
+    script = Path(words[0]).resolve()
+    shown = [script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name]
+    for word in words[1:]:
+        flag, equals, value = word.partition("=")
+        if not equals:
+            flag, value = "", word
+        shown.append(flag + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return shlex.join(["python", *shown])
+
+
+def checkout() -> tuple[str, bool | None]:
+    """Short hash of the commit, and whether files differ from it, results aside; "" and None without git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    if (ROOT / ".git").exists():  # not that of a checkout around a copy
+        with suppress(OSError, subprocess.CalledProcessError):
+            changed = bool(git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results"))
+            return git("rev-parse", "--short", "HEAD"), changed
+    return "", None
+
+
+def processor() -> str:
+    """The model of the processor, as far as the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
+
+
+def installed(package: str) -> str | None:
+    """Version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def tell(record: dict[str, Any], output: str | None) -> None:
+    """Print ``record`` as JSON, and write it to the file ``output`` where one is named."""
+    text = json.dumps(record, indent=1)
+    if output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def surroundings(threads: int | None, device: str = "cpu") -> dict[str, str]:
+    """Environment of a process that is measured: offline, with ``threads`` where they are given."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if device == "cpu":
+        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    return environment
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

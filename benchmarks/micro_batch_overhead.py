@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import torch
+from measuring import made_by
 
 from hf_transfer.config import ModelConfig
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
@@ -46,8 +47,8 @@ def main() -> None:
         "overhead_tokens": round(intercept / slope, 1),
         "overhead_tokens_quartiles": [round(float(q), 1) for q in np.percentile(overheads, [25, 75])],
         "milliseconds_per_token": round(slope * 1e3, 4),
-        "threads": torch.get_num_threads(),
         "repeats": repeats,
+        "made_by": made_by(torch.get_num_threads()),
     }
     print(json.dumps(record))
 

@@ -54,7 +54,7 @@ def prepare(order: Order) -> dict[str, Any]:
     return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": len(stack) * 2 // 3}
 
 
-def our_run(order: Order, strategy: Any) -> Any:
+def our_run(order: Order, strategy: Any, probe_layers: str | None = None) -> Any:
     """``ht.run`` with the settings that stock_trainer.py gives to Trainer."""
     import hf_transfer as ht
 
@@ -63,7 +63,7 @@ def our_run(order: Order, strategy: Any) -> Any:
         ht.RunConfig(
             data=ht.DataConfig(source=order.rows, id_column="id", max_length=order.limit),
             model=ht.ModelConfig(checkpoint=order.checkpoint),
-            adapt=ht.AdaptConfig(strategy=strategy, freeze=str(order.frozen_layers)),
+            adapt=ht.AdaptConfig(strategy=strategy, freeze=str(order.frozen_layers), probe_layers=probe_layers),
             train=ht.TrainConfig(
                 epochs=order.epochs,
                 learning_rate=order.learning_rate,
@@ -99,12 +99,38 @@ def train(order: Order) -> dict[str, Any]:
             for step, value in zip(history["validation_steps"], history["validation"], strict=True)
             if step in validated  # Trainer does not validate after the last step
         ]
+    return record | scored(order, result, results)
+
+
+def probe_layers(order: Order) -> dict[str, Any]:
+    """``ht.run`` with ``--adapt.probe_layers auto``, which takes no steps: the clock stops where its head is there."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from hf_transfer.layers import LayerProbe
+
+    with Clock(order.device) as clock:
+
+        def head_is_used(module: Any, _: Any) -> None:
+            if isinstance(module, LayerProbe) and module.head is not None:
+                used.remove()
+                clock.stop()
+
+        used = register_module_forward_pre_hook(head_is_used)
+        result = our_run(order, "probe", "auto")
+    results = json.loads((result.output_dir / "results.json").read_text(encoding="utf-8"))
+    rows = [row for row in read_rows(order.rows) if row["split"] == "train"]
+    chosen = {"chosen": results["layers"]["probe"]["layers"]}
+    return plain_record(clock, len(rows)) | chosen | scored(order, result, results)
+
+
+def scored(order: Order, result: Any, results: dict[str, Any]) -> dict[str, Any]:
+    """How a run did on the test rows, in the order of the file."""
     scores = {score["metric"]: score["value"] for score in results["scores"]}
     said = result.predictions
     place = {name: i for i, name in enumerate(said.example_ids.tolist())}
     ids = [row["id"] for row in read_rows(order.rows) if row["split"] == "test"]
     order_of_rows = [place[name] for name in ids]
-    return record | {
+    return {
         "scoring_seconds_per_example": 1 / results["timing"]["predict_examples_per_second"],
         "accuracy": scores["accuracy"],
         "test_loss": scores["log_loss"],

@@ -2,14 +2,16 @@
 
     python benchmarks/strategies.py --data ../shared/data/fdu_mtl [--strategies full,lora]
 
-Runs the text classification page once per strategy and keeps each ``results.json`` as
+Runs the text classification page once per strategy and keeps each ``results.json``, with how it was made, as
 ``benchmarks/results/reviews_books_dvd_STRATEGY.json``; prints one JSON line per strategy.
 """
 
 import argparse
 import json
-import shutil
 from pathlib import Path
+
+import torch
+from measuring import made_by
 
 import hf_transfer as ht
 
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--strategies", default="probe,freeze,lora,full")
     parser.add_argument("--output", default="runs/benchmark_strategies", help="folder for the runs")
     given = parser.parse_args()
+    made = made_by(torch.get_num_threads())
     for strategy in given.strategies.split(","):
         result = ht.run(
             ht.RunConfig(
@@ -34,7 +37,9 @@ def main() -> None:
                 overwrite=True,
             )
         )
-        shutil.copy(result.output_dir / "results.json", RESULTS / f"reviews_books_dvd_{strategy}.json")
+        results = json.loads((result.output_dir / "results.json").read_text(encoding="utf-8")) | {"made_by": made}
+        kept = json.dumps(results, indent=2, ensure_ascii=False)
+        (RESULTS / f"reviews_books_dvd_{strategy}.json").write_text(kept + "\n", encoding="utf-8")
         scores = {s.domain: s.value for s in result.shift.scores if s.metric == "accuracy"}
         print(json.dumps({"strategy": strategy, "accuracy": scores, "gap": result.shift.gap}))
 

@@ -3,9 +3,9 @@
     python benchmarks/tfidf_grid.py [--data bundled:reviews] [--repeats 3]
 
 Cross-validates each variant on the train rows of each domain apart, all variants on the same folds, redrawn for each
-repeat; prints one JSON line per variant: accuracy by C, mean log loss by C, and the difference to the first variant at
-C = 10 with its 95% interval (normal, paired by example). The last lines are test accuracies of the control as it is,
-trained on one domain: for the log, not for choosing.
+repeat; prints JSON lines: how they were made, then for each variant accuracy by C, mean log loss by C, and the
+difference to the first variant at C = 10 with its 95% interval (normal, paired by example). The last lines are test
+accuracies of the control as it is, trained on one domain: for the log, not for choosing.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from measuring import made_by
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--data", default="bundled:reviews", help="any data.source with train and test rows")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    print(json.dumps({"made_by": made_by()}), flush=True)
     table = load_source(DataConfig(source=arguments.data))
     by_domain: dict[str, dict[str, list[int]]] = {}
     for i, (domain, split) in enumerate(zip(table.rows["domain"], table.rows["split"], strict=True)):

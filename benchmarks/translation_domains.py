@@ -5,8 +5,8 @@
 `hf-transfer compare --task translation` with the settings below, for each domain in turn: full, freeze, lora, mixed
 (with the news and everyday sentences that the checkpoint learnt from), interpolated and knn against `before` and
 `scratch`, scored on captions, four OPUS domains and general text. It goes on where it was stopped. What is kept in
-``benchmarks/results/translation_DOMAIN`` is the report and its results.json, which hold numbers and no sentence; prints
-one JSON line for each.
+``benchmarks/results/translation_DOMAIN`` is the report and its results.json, which hold numbers, how they were made and
+no sentence; prints one JSON line for each.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from compare_reviews import keep
+from measuring import made_by
 
 import hf_transfer as ht
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--domain", action="append", choices=("captions", *OPUS), required=True)
     parser.add_argument("--output", default="runs/translation_domains", help="folder for data and runs")
     given = parser.parse_args()
+    made = made_by(torch.get_num_threads())
     shared, output = Path(given.shared), Path(given.output)
     domains, general = prepare(shared / "data", output / "data")
     for domain in given.domain:
@@ -75,7 +78,8 @@ def main() -> None:
         )
         results = ht.compare(config).results
         if results:  # on the main process
-            keep(Path(config.output_dir), RESULTS / f"translation_{domain}", "ledger", ("bleu", "chrf", "ter"))
+            kept = RESULTS / f"translation_{domain}"
+            keep(Path(config.output_dir), kept, "ledger", made, ("bleu", "chrf", "ter"))
             print(json.dumps({"comparison": domain, "answer": results["answer"]}))
 
 

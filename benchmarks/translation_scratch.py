@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from measuring import made_by
 
 import hf_transfer as ht
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--size", default="marian-small")
     parser.add_argument("--output", default="runs/translation_scratch")
     given = parser.parse_args()
+    made = made_by(torch.get_num_threads())
     source = prepare(Path(given.data), Path(given.output))
     config = ht.RunConfig(
         task="translation",
@@ -59,7 +62,7 @@ def main() -> None:
         timing = {name: results["timing"][name] for name in ("train_seconds", "steps", "tokens_per_second", "examples")}
         settings = {name: value for name, value in vars(given).items() if name not in ("data", "output")}
         facts = {"scores": scores, "timing": timing, "strategy": results["strategy"], "settings": settings}
-        print(json.dumps(facts | {"signatures": results["translation"]["signatures"]}))
+        print(json.dumps(facts | {"signatures": results["translation"]["signatures"], "made_by": made}))
 
 
 def prepare(data: Path, folder: Path) -> Path:
