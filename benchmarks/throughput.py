@@ -287,7 +287,7 @@ def summary(given: argparse.Namespace, case: Case, order: Order, pairs: list[dic
         "ratio_cpu": ratios("cpu_seconds_per_example"),
         "predicted_ratio": predicted_ratio(case, order, pairs[0]),
         "target": case.targets.get(given.limit),
-        **claim(len(pairs), quality["equal_outputs"], quality["difference"], given.margin),
+        **claim(len(pairs), quality["equal_outputs"], quality["difference"], given.margin, above_majority(quality)),
         "quality": quality,
         "ratio_scoring_wall": ratios("scoring_seconds_per_example"),
         "ratio_memory": ratios("peak_memory_bytes"),
@@ -384,6 +384,12 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
         "difference": {"value": found.difference, "low": found.low, "high": found.high, "test": found.test}
         | {"p_value": found.p_value, "examples": found.count, "pairs": len(repeats)},
     }
+
+
+def above_majority(quality: dict[str, Any]) -> float:
+    """How far the stock side's score is over that of naming the most frequent class; infinite where that has none."""
+    scores = quality.get("scores", {})
+    return float("inf") if scores.get("majority") is None else scores["stock"] - scores["majority"]
 
 
 # ---- a child: one side of one pair -------------------------------------------------------------------------------

@@ -99,6 +99,12 @@ def test_a_ratio_is_claimed_where_the_interval_excludes_a_loss_over_the_margin(
     assert measuring.claim(5, 0.9, {"low": low, "high": high}, 0.3)["claimed"], "a wider margin"
 
 
+def test_nothing_is_claimed_where_nothing_was_learnt(measuring):
+    clear = {"low": 0.01, "high": 0.05}
+    assert [measuring.claim(5, 0.9, clear, 0.02, above)["claimed"] for above in (-0.1, 0.01, 0.03)] == [0, 0, 1]
+    assert measuring.claim(5, 1.0, clear, 0.02, 0.0)["claimed"], "the same outputs are as good, whatever they are worth"
+
+
 def test_nothing_is_claimed_from_fewer_than_five_pairs(measuring):
     found = measuring.claim(4, 1.0, {"low": 0.0, "high": 0.0}, 0.02)
     assert not found["claimed"] and found["not_worse"]
