@@ -23,7 +23,7 @@ from hf_transfer.loading import METADATA_NAME, read_metadata
 from hf_transfer.onnx_engine import MODEL_NAME, WEIGHTS_NAME
 from hf_transfer.report import read_results
 from hf_transfer.report.card import make_card
-from hf_transfer.report.card_metadata import hub_base, leaderboard_files
+from hf_transfer.report.card_metadata import head_problems, hub_base, leaderboard_files
 
 _WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors")
 _MODEL_FILES = {
@@ -76,8 +76,8 @@ def pack(folder: Path, repo_id: str, revision: str | None = None) -> Parcel:
         repo_id, revision: Where it will be, for the lines on the card that open it.
 
     Raises:
-        InputError: no finished run with a saved and proved model; files that do not belong to it, symbolic links; or an
-            adapter of a checkpoint that nobody else has.
+        InputError: no finished run with a saved and proved model; files that do not belong to it, symbolic links; an
+            adapter of a checkpoint that nobody else has; or a card that the Hub would refuse.
     """
     results = _results_to_send(folder)
     root, notes = _root_folder(folder, results)
@@ -88,9 +88,14 @@ def pack(folder: Path, repo_id: str, revision: str | None = None) -> Parcel:
     picture = folder / _PICTURE
     if picture.is_file() and not _is_linked(folder, picture):
         contents["scores.svg"] = picture
-    contents["README.md"] = make_card(
-        results, repo_id, revision, "scores.svg" if "scores.svg" in contents else None
-    ).encode()
+    card = make_card(results, repo_id, revision, "scores.svg" if "scores.svg" in contents else None)
+    refused = [
+        f"The Hub would refuse the card of {folder}: {problem}. It comes from results.json: repeat the run."
+        for problem in head_problems(card)
+    ]
+    if refused:
+        raise InputError(refused)
+    contents["README.md"] = card.encode()
     contents["results.json"] = (json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     contents["config.yaml"] = _yaml(results["config"])
     contents["shift.csv"] = _shift_table(results).encode()

@@ -39,10 +39,13 @@ def run(
     processes: int,
     work: Callable[[RunConfig], Any] = page.run,
     kill_after: float | None = None,
+    victim: int = 0,
+    kill_when: Callable[[], bool] | None = None,
 ) -> list[Ended]:
     """Do ``work`` in ``processes`` forks on the CPU; how each of them ended.
 
-    ``kill_after``: seconds after which the first of them is killed, if it is still there.
+    ``kill_after``: seconds after which the ``victim``, a rank, is killed, if it is still there; with ``kill_when`` once
+    that says so, which is asked often from then on.
     """
     torch.set_num_threads(1)
     with socket.socket() as free:
@@ -50,7 +53,7 @@ def run(
         port = free.getsockname()[1]
     words = [Path(config.output_dir).with_suffix(f".said{rank}") for rank in range(processes)]
     pids = [_start(config, rank, processes, port, words[rank], work) for rank in range(processes)]
-    codes = _wait(pids, kill_after)
+    codes = _wait(pids, kill_after, victim, kill_when)
     return [Ended(code, said.read_text(encoding="utf-8")) for code, said in zip(codes, words, strict=True)]
 
 
@@ -82,7 +85,9 @@ def _start(
         os._exit(code)
 
 
-def _wait(pids: Sequence[int], kill_after: float | None) -> list[int | None]:
+def _wait(
+    pids: Sequence[int], kill_after: float | None, victim: int, kill_when: Callable[[], bool] | None
+) -> list[int | None]:
     """Exit codes; what is still there ``SECONDS_TO_END`` after the first one ended is killed."""
     codes: dict[int, int] = {}
     deadline = None
@@ -95,11 +100,12 @@ def _wait(pids: Sequence[int], kill_after: float | None) -> list[int | None]:
             if found:
                 codes[pid] = os.waitstatus_to_exitcode(status)
                 deadline = deadline or time.monotonic() + SECONDS_TO_END
-        if to_kill is not None and time.monotonic() > to_kill:
+        is_time = to_kill is not None and time.monotonic() > to_kill
+        if is_time and (kill_when is None or kill_when()):
             to_kill = None
-            if pids[0] not in codes:
-                os.kill(pids[0], signal.SIGKILL)
-        time.sleep(0.002)
+            if pids[victim] not in codes:
+                os.kill(pids[victim], signal.SIGKILL)
+        time.sleep(0.0002 if is_time else 0.002)  # what is waited for may be over in a millisecond
     for pid in pids:
         if pid not in codes:
             os.kill(pid, signal.SIGKILL)

@@ -4,8 +4,9 @@
 
 Everything is imported once; each run is a fork of this process (of each rank a fork), so that a trial costs what the
 run costs. A trial starts a run afresh, kills it after a random time, continues it with ``train.resume auto``, may kill
-that too, and lets the last one end. With several processes a kill takes the first of them only, and the others must end
-by themselves. Prints one JSON record.
+that too, and lets the last one end. Every third trial kills while a checkpoint is being written. With several processes
+a kill takes any of them, each as often, or in those third trials the first, which writes; the others must end by
+themselves. When and where a trial kills is drawn by its number. Prints one JSON record.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ import hf_transfer as ht
 from hf_transfer import artefact, feature_store, launch  # with all that a run imports, before the forks
 
 MOST_KILLS = 3
+SAVES_TO_DRAW = 6
+"""A kill inside a save takes one of so many first ones; the shortest run has eight, best steps included."""
+FILES_OF_A_SAVE = 3
 
 
 def main() -> None:
@@ -42,7 +47,6 @@ def main() -> None:
     launch.LONGEST_ARRIVAL = timedelta(seconds=8)  # where the other was killed before it was there
     feature_store.MEMORY_BYTES = 4096  # so that stored states lie in memory and in the file
     config = make_config(task, strategy, base)
-    rng = random.Random(f"{task} {strategy}")
     for name in ("warm", "whole"):
         began = time.monotonic()
         ended = run(at(config, base / name), int(processes))
@@ -50,10 +54,12 @@ def main() -> None:
     length = time.monotonic() - began
     expected = outcome(base / "whole")
     assert outcome(base / "warm") == expected, "two uninterrupted runs differ"
-    record: dict[str, Any] = {"trials": 0, "kills": 0, "in_a_save": 0, "continued_from": [], "differ": [], "hung": 0}
+    record: dict[str, Any] = {"trials": 0, "hung": 0, "in_a_save": 0}
+    record |= {name: [] for name in ("victims", "writers", "continued_from", "differ")}
     while record["trials"] < int(trials):
         trial = at(config, base / f"trial-{record['trials']}")
-        one_trial(trial, int(processes), length, rng, record)
+        rng = random.Random(f"{task} {strategy} {record['trials']}")
+        one_trial(trial, int(processes), length, rng, record["trials"] % 3 == 0, record)
         difference = [name for name, value in outcome(Path(trial.output_dir)).items() if value != expected[name]]
         record["differ"] += [(record["trials"], difference)] * bool(difference)
         record["trials"] += 1
@@ -103,25 +109,72 @@ def at(config: ht.RunConfig, folder: Path) -> ht.RunConfig:
     return dataclasses.replace(config, output_dir=str(folder))
 
 
-def one_trial(config: ht.RunConfig, processes: int, length: float, rng: random.Random, record: dict[str, Any]) -> None:
+def one_trial(
+    config: ht.RunConfig, processes: int, length: float, rng: random.Random, in_saves: bool, record: dict[str, Any]
+) -> None:
     """Kill, continue, perhaps kill again, and end."""
     folder = Path(config.output_dir)
     resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, resume="auto"))
     for kill in range(1 + rng.randrange(MOST_KILLS)):
-        ended = run(config if kill == 0 else resumed, processes, kill_after=rng.uniform(0.1, 1.0) * length)
+        before = unfinished_saves(folder)
+        if in_saves:
+            moment = InASave(folder, 1 + rng.randrange(SAVES_TO_DRAW), rng.randint(0, FILES_OF_A_SAVE))
+            after, victim = 0.0, 0
+        else:
+            moment, after, victim = None, rng.uniform(0.1, 1.0) * length, next_victim(processes, rng, record)
+        ended = run(config if kill == 0 else resumed, processes, kill_after=after, victim=victim, kill_when=moment)
         codes = [one.code for one in ended]
         record["hung"] += None in codes
+        record["continued_from"] += continued_from(ended[0].said)
         if -signal.SIGKILL not in codes:
             assert all(code == 0 for code in codes), ended[0].said
             return  # it was over before the kill
-        record["kills"] += 1
-        record["in_a_save"] += bool(list(folder.glob("checkpoints/*.partial")))
+        record["writers" if in_saves else "victims"].append(victim)
+        record["in_a_save"] += bool(unfinished_saves(folder) - before)
         if (folder / "results.json").exists():
             return  # killed on its way out
     ended = run(resumed, processes)
-    said = ended[0].said
-    assert all(one.code == 0 for one in ended), said
-    record["continued_from"] += [int(line.split()[3]) for line in said.splitlines() if "continuing after step" in line]
+    assert all(one.code == 0 for one in ended), ended[0].said
+    record["continued_from"] += continued_from(ended[0].said)
+
+
+def next_victim(processes: int, rng: random.Random, record: dict[str, Any]) -> int:
+    """The rank to kill at a random moment: any of those that were killed least often."""
+    times = [record["victims"].count(rank) for rank in range(processes)]
+    return rng.choice([rank for rank in range(processes) if times[rank] == min(times)])
+
+
+def continued_from(said: str) -> list[int]:
+    """The step after which a run went on, if it did."""
+    return [int(line.split()[3]) for line in said.splitlines() if "continuing after step" in line]
+
+
+def unfinished_saves(folder: Path) -> set[tuple[Path, int]]:
+    """Checkpoints and best steps of which a part is there, with the time of the last change: they stay after a kill."""
+    found = set()
+    for place in ("checkpoints/step-*.partial", "checkpoints/best/at-*.partial"):
+        for path in folder.glob(place):
+            with suppress(FileNotFoundError):  # it has just become whole
+                found.add((path, path.stat().st_ctime_ns))
+    return found
+
+
+class InASave:
+    """Says yes in the ``nth`` save from now or a later one, once ``files`` of its files are there."""
+
+    def __init__(self, folder: Path, nth: int, files: int) -> None:
+        self.folder, self.nth, self.files = folder, nth, files
+        self.left_before = unfinished_saves(folder)
+        self.saves: list[Path] = []
+
+    def __call__(self) -> bool:
+        for path, _ in unfinished_saves(self.folder) - self.left_before:
+            if path not in self.saves[-1:]:
+                self.saves.append(path)
+            with suppress(FileNotFoundError):
+                if len(self.saves) >= self.nth and len(list(path.iterdir())) >= self.files:
+                    return True
+        return False
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """The model card: valid metadata, numbers and sentences that follow from results.json, and nothing that must stay."""
 
+import copy
 import dataclasses
 import json
+import math
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import InferenceClient, ModelCard, parse_eval_result_entries
 from test_publishing import METADATA
 from test_report import (
     ACCURACY,
@@ -20,14 +23,22 @@ from test_report import (
     make_shift,
 )
 
-from hf_transfer.config import AdaptConfig, DataConfig, ModelConfig, RunConfig
+from hf_transfer.config import AdaptConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import LabelSpace
-from hf_transfer.report.card import make_card
+from hf_transfer.report import card as maker
+from hf_transfer.report import describe_environment
 from hf_transfer.report.card_limits import limits
-from hf_transfer.report.card_metadata import leaderboard_files
+from hf_transfer.report.card_metadata import TASK_TAGS, head_problems, leaderboard_files
 
 LICENCE = {"license": "other", "license_name": "my-licence", "license_link": "https://example.org/licence"}
+
+
+def make_card(*arguments):
+    """A card, after its head has passed the check that a push makes: so has every card of this file."""
+    card = maker.make_card(*arguments)
+    assert head_problems(card) == []
+    return card
 
 
 def with_artefact(results, kind="full", also=(), **metadata):
@@ -112,6 +123,151 @@ def test_the_licence_of_the_base_is_carried_over(licence):
     assert {name: value for name, value in head(card).items() if name.startswith("license")} == licence
     words = licence.get("license_name") or licence.get("license")
     assert f"{words}, carried over" in card if words else "No licence was found" in card
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "words"),
+    [
+        ({"license": "MIT"}, {"license": "mit"}, "MIT"),
+        (
+            {"license": "GPL-2.0-or-later"},
+            {"license": "other", "license_name": "gpl-2.0-or-later"},
+            "GPL-2.0-or-later",
+        ),
+        ({"license": "許可"}, {"license": "other", "license_name": "see-base-model"}, "許可"),
+        ({"license": "other"}, {"license": "other", "license_name": "see-base-model"}, "other"),
+        ({"license_name": "my-licence"}, {"license": "other", "license_name": "my-licence"}, "my-licence"),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_list_goes_under_its_name(found, expected, words):
+    """The Hub takes identifiers of its list only: https://github.com/huggingface/huggingface_hub/issues/4218."""
+    results = results_of()
+    results["checkpoint"]["licence"] = found
+    card = make_card(results, "me/model")
+    assert {name: value for name, value in head(card).items() if name.startswith("license")} == expected
+    assert f"{words}, carried over from the base model." in card
+
+
+@pytest.mark.parametrize(
+    ("revision", "link"), [("abc123", "https://huggingface.co/org/small-bert/blob/abc123/LICENSE"), ("", None)]
+)
+def test_a_licence_file_beside_the_base_is_linked_where_others_can_read_it(revision, link):
+    results = results_of()
+    results["checkpoint"] |= {"revision": revision, "licence": LICENCE | {"license_link": "LICENSE"}}
+    card = make_card(results, "me/model")
+    assert head(card).get("license_link") == link
+    assert f"my-licence, carried over from the base model{f' ({link})' if link else ''}." in card
+
+
+def test_a_data_set_with_other_letters_gets_a_name_that_the_hub_takes():
+    """Only ASCII fits its pattern: https://github.com/embeddings-benchmark/mteb/issues/1111."""
+    results = results_of()
+    results["data"]["name"] = "Bücher & Käufe"
+    index = head(make_card(results, "me/model"))["model-index"][0]["results"]
+    assert {item["dataset"]["type"] for item in index} == {"B-cher-K-ufe"}
+    assert index[0]["dataset"]["name"] == "Bücher & Käufe, books (in-domain)"
+
+
+def test_the_tasks_are_those_of_the_hub():
+    """huggingface_hub has a method for each task of the Hub that its inference serves."""
+    assert [tag for tag in TASK_TAGS.values() if not hasattr(InferenceClient, tag.replace("-", "_"))] == []
+
+
+HEAD = {
+    "language": ["en", "deu"],
+    **LICENCE,
+    "pipeline_tag": "translation",
+    "base_model": "org/small-bert",
+    "base_model_relation": "finetune",
+    "datasets": ["imdb", "org/reviews"],
+    "metrics": ["bleu"],
+    "tags": ["domain-shift"],
+    "model-index": [
+        {
+            "name": "model",
+            "results": [
+                {
+                    "task": {"type": "translation"},
+                    "dataset": {"type": "org/reviews", "name": "reviews, books", "config": "books", "split": "test"},
+                    "metrics": [{"type": "bleu", "value": 27}, {"type": "chrf", "value": 51.5, "name": "chrF++"}],
+                }
+            ],
+        }
+    ],
+}
+RESULT = ("model-index", 0, "results", 0)
+TEXT = "where text is expected"
+
+
+def card_with(place, value):
+    """A card with ``HEAD``, at one place of which stands something else; None: nothing."""
+    changed = copy.deepcopy(HEAD)
+    inner = changed
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    return f"---\n{yaml.safe_dump(changed)}---\n\n# model\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        (("tags",), ["domain-shift"], None),
+        (("license",), "gpl-2.0-or-later", "license has 'gpl-2.0-or-later' where a licence of the Hub's list"),
+        (("license",), 2, "license has 2 where"),
+        (("license_name",), None, "license is 'other', which needs a license_name"),
+        (("license_name",), " ", f"license_name has ' ' {TEXT}"),
+        (("license_link",), "docs/licence", "license_link has 'docs/licence' where a URL or LICENSE is expected"),
+        (("pipeline_tag",), "text-labelling", "pipeline_tag has 'text-labelling' where text-classification or"),
+        (("base_model",), "/home/me/bert", "base_model has '/home/me/bert' where a Hub id such as me/model is"),
+        (("base_model",), ["./bert"], "base_model has './bert' where a Hub id"),
+        (("base_model_relation",), "finetuned", "base_model_relation has 'finetuned' where adapter or finetune or"),
+        (("datasets",), ["imdb", "a/b/c"], "datasets has 'a/b/c' where a Hub id such as me/data is expected"),
+        (("datasets", 0), [], "datasets has [] where a Hub id"),
+        (("language",), ["en", "en_GB"], "language has 'en_GB' where a code of ISO 639 such as en is expected"),
+        (("language",), "English", "language has 'English' where"),
+        (("tags",), ["domain-shift", 3], f"tags has 3 {TEXT}"),
+        (("metrics",), [""], f"metrics has '' {TEXT}"),
+        (("model-index",), [], "model-index cannot be read (ValueError"),
+        (("model-index", 0, "name"), None, "model-index cannot be read (KeyError: 'name')"),
+        (("model-index", 0, "name"), 7, f"model-index: name has 7 {TEXT}"),
+        (("model-index", 0, "results"), None, "model-index cannot be read (KeyError: 'results')"),
+        (("model-index", 0, "results"), [], "model-index has no scores"),
+        ((*RESULT, "task"), {}, "model-index cannot be read (KeyError: 'type')"),
+        ((*RESULT, "task", "type"), "", f"model-index: task_type has '' {TEXT}"),
+        ((*RESULT, "dataset", "type"), "two words", "model-index: dataset_type has 'two words' where a name"),
+        ((*RESULT, "dataset", "type"), "Käufe", "model-index: dataset_type has 'Käufe' where a name such as"),
+        ((*RESULT, "dataset", "name"), None, "model-index cannot be read (KeyError: 'name')"),
+        ((*RESULT, "dataset", "config"), 2019, f"model-index: dataset_config has 2019 {TEXT}"),
+        ((*RESULT, "dataset", "split"), 1, f"model-index: dataset_split has 1 {TEXT}"),
+        ((*RESULT, "metrics"), [], "model-index has no scores"),
+        ((*RESULT, "metrics", 1, "type"), None, "model-index cannot be read (KeyError: 'type')"),
+        ((*RESULT, "metrics", 1, "type"), 1, f"model-index: metric_type has 1 {TEXT}"),
+        ((*RESULT, "metrics", 1, "value"), "51.5", "model-index: metric_value has '51.5' where a number is expected"),
+        ((*RESULT, "metrics", 1, "value"), math.nan, "model-index: metric_value has nan where a number"),
+        ((*RESULT, "metrics", 1, "value"), True, "model-index: metric_value has True where a number"),
+        ((*RESULT, "metrics"), 5, "model-index cannot be read (TypeError"),
+    ],
+)
+def test_what_the_hub_refuses_in_a_head_is_said_in_words(place, value, problem):
+    found = head_problems(card_with(place, value))
+    assert len(found) == (problem is not None)
+    assert problem is None or found[0].startswith(problem)
+
+
+def test_all_problems_of_a_head_are_said_together_and_each_once():
+    changed = card_with(RESULT[:-1], [HEAD["model-index"][0]["results"][0] | {"task": {"type": " "}}])
+    assert head_problems(changed.replace("base_model: org/", "base_model: /org/")) == [
+        "base_model has '/org/small-bert' where a Hub id such as me/model is expected",
+        f"model-index: task_type has ' ' {TEXT}",
+    ]
+
+
+def test_a_card_without_a_head_is_found():
+    assert head_problems("# model\n") == ["there is no YAML at its top"]
 
 
 def hub_results(**data):
@@ -234,6 +390,76 @@ def test_strategy_and_trained_share_are_said():
     assert rows["What is published"] == "a PEFT adapter"
 
 
+@pytest.mark.parametrize(
+    ("changes", "time", "memory"),
+    [
+        ({}, "10.0 s of training on 1 process (cpu, fp32)", "812.0 MB"),
+        (
+            {
+                "environment": describe_environment(world_size=2, device="cuda", precision="bf16"),
+                "peak_memory_bytes": 3_210_000_000,
+            },
+            "10.0 s of training on 2 processes (cuda, bf16)",
+            "3.21 GB",
+        ),
+        ({"peak_memory_bytes": None}, "10.0 s of training on 1 process (cpu, fp32)", "not measured"),
+    ],
+)
+def test_settings_and_cost_of_the_training_are_said(changes, time, memory):
+    """Of the made-up run: 60 steps in 10 seconds, the 40th kept; given are two settings that have no defaults."""
+    config = RunConfig(
+        model=ModelConfig(checkpoint="org/small-bert"), train=TrainConfig(window_size=24, max_steps=60, epochs=2.5)
+    )
+    card = make_card(with_artefact(make_results(config=config, **changes)), "me/model")
+    rows = {row[0]: row[1] for row in rows_of(card)}
+    assert rows["Steps"] == "60, of 24 examples; step 40 was kept, accuracy 90.0%"
+    assert rows["Given"] == "epochs 2.5, max steps 60"
+    assert (rows["Time"], rows["Peak memory"], rows["Seed"]) == (time, memory, "0")
+    versions = dict(item.split(" ") for item in rows["Versions"].split(", "))
+    assert versions.items() >= {name: version(name) for name in ("torch", "transformers", "scikit-learn")}.items()
+
+
+@pytest.mark.parametrize(("value", "end"), [(0.0, ", accuracy 0.0%"), (None, "")])
+def test_a_score_of_zero_at_the_kept_step_is_said_and_an_undefined_one_left_out(value, end):
+    results = results_of()
+    results["selection"]["value"] = value
+    rows = {row[0]: row[1] for row in rows_of(make_card(results, "me/model"))}
+    assert rows["Steps"].endswith(f"; step 40 was kept{end}")
+
+
+def parsed_bibtex(text):
+    """Kind, key and fields of one entry, by the grammar of BibTeX: values in braces, which must be balanced."""
+    found = re.fullmatch(r"@(\w+)\{([^\s,{}\"#%'()=]+),\n(.*)\n\}", text, re.DOTALL)
+    assert found, text
+    fields, rest = {}, found[3]
+    while rest:
+        name, rest = re.fullmatch(r"\s*(\w+) = (\{.*)", rest, re.DOTALL).groups()
+        depths = [rest[: at + 1].count("{") - rest[: at + 1].count("}") for at in range(len(rest))]
+        end = depths.index(0)  # where the first brace is closed
+        fields[name], rest = rest[1:end], rest[end + 1 :]
+        assert rest in ("", ",") or rest.startswith(",\n")
+        rest = rest[1:]
+    return found[1], found[2], fields
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "key", "expected"),
+    [
+        ("me/model", "me_model", {"title": "model", "author": "me"}),
+        ("my_lab/bert-v1.5_b", "my_lab_bert_v1_5_b", {"title": r"bert-v1.5\_b", "author": r"my\_lab"}),
+        ("model", "model", {"title": "model"}),
+    ],
+)
+def test_the_citation_is_an_entry_of_bibtex(repo_id, key, expected):
+    (block,) = re.findall(r"```bibtex\n(.*?)\n```", make_card(results_of(), repo_id), re.DOTALL)
+    kind, found, fields = parsed_bibtex(block)
+    assert (kind, found) == ("misc", key)
+    assert fields == expected | {
+        "howpublished": rf"\url{{https://huggingface.co/{repo_id}}}",
+        "note": "Adapted and evaluated with hf-transfer-learning",
+    }
+
+
 def test_the_base_is_a_link_with_its_commit():
     card = make_card(results_of(), "me/model")
     assert "[org/small-bert](https://huggingface.co/org/small-bert) at commit `abc123`" in card
@@ -303,18 +529,21 @@ def test_every_block_of_python_parses():
                 ast.parse(block)
 
 
-def translation_results():
+def translation_results(more=None, worst_domain="workshop"):
     config = RunConfig(
         task="translation",
         data=DataConfig(source="bundled:phrases", source_lang="en", target_lang="de"),
         model=ModelConfig(checkpoint="scratch:marian-tiny"),
     )
-    roles = {"kitchen": ("in_domain", (12.0, 10.0, 14.0)), "workshop": ("shifted", (5.0, 4.0, 6.0))}
+    roles = {"kitchen": ("in_domain", (12.0, 10.0, 14.0)), "workshop": ("shifted", (5.0, 4.0, 6.0)), **(more or {})}
     shift = make_shift(make_scores(roles, ("bleu",)), "bleu", in_domain_mean=12.0, shifted_mean=5.0, gap=7.0)
     counts = {"count": 40, "repeated": 3, "copied": 0, "empty": 1}
     translation = {"domains": {"kitchen": counts, "workshop": counts}, "signatures": {"bleu": "nrefs:1|case:mixed"}}
     results = make_results(
-        dataclasses.replace(shift, worst_domain="workshop"), config, LabelSpace("translation"), translation=translation
+        dataclasses.replace(shift, worst_domain=worst_domain),
+        config,
+        LabelSpace("translation"),
+        translation=translation,
     )
     results["checkpoint"]["revision"] = ""
     pair = {"task": "translation", "source_head": "", "source_lang": "en", "target_lang": "de", "label_names": []}
@@ -330,6 +559,26 @@ def test_a_card_of_translation():
     assert "Signatures: BLEU nrefs:1&#124;case:mixed." in card
     assert "random weights in the shape of marian-tiny" in card
     assert 'AutoModelForSeq2SeqLM.from_pretrained("me/model")' in card
+
+
+def test_a_card_of_translation_says_the_scores_of_all_domains_the_worst_one_and_what_was_lost():
+    """In place of a gap between texts of different difficulty: changes against the checkpoint on the same sentences."""
+    results = translation_results({"garden": ("shifted", (3.0, 2.0, 4.0))}, "garden")
+    gain = {"domains": 1, "difference": 2.0, "low": 1.0, "high": 3.0, "verdict": "helps"}
+    loss = {"domains": 2, "difference": -1.5, "low": -2.5, "high": -0.5, "verdict": "hurts"}
+    changes = {"kitchen": ("in_domain", 2.0), "workshop": ("shifted", -1.0), "garden": ("shifted", -2.0)}
+    domains = [{"domain": name, "role": role, "difference": value} for name, (role, value) in changes.items()]
+    row = {"metric": "bleu", "in_domain": gain, "shifted": loss, "domains": domains, "worst_domain": "garden"}
+    card = make_card(results | {"ledger": [row]}, "me/model")
+    rows = {row[0]: row[1:4] for row in rows_of(card)}
+    assert rows["kitchen"] == ["in-domain", "120", "12.0 (10.0 to 14.0)"]
+    assert rows["workshop"] == ["shifted", "120", "5.0 (4.0 to 6.0)"]
+    assert rows["garden"] == ["shifted", "120", "3.0 (2.0 to 4.0)"]
+    assert "it reaches 5.0 BLEU, and 3.0 (2.0 to 4.0) on garden; texts differ in difficulty" in card
+    assert (
+        "Against the checkpoint as it comes it gains 2.0 BLEU (1.0 to 3.0) in kitchen and loses 1.5 BLEU (0.5 to 2.5) "
+        "in 2 other domains (mean), most in garden (-2.0 points)."
+    ) in card
 
 
 def test_the_licence_beside_a_checkpoint_is_read(tmp_path):

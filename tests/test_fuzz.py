@@ -1,32 +1,40 @@
 """Whatever a file holds, its reader returns or refuses it in words: no traceback, no hang, nothing half-written.
 
 Files are made from small valid ones by cutting, repeating and inserting what readers trip over, or are bytes alone. The
-unit tier tries a few of each kind and the corpus; the slow tier 5,000 of each at random and 10,000 guided by coverage,
+unit tier tries a few of each kind and the corpus; the slow tier 10,000 of each at random and 10,000 guided by coverage,
 which takes 11 minutes of one core.
 """
 
-import importlib.util
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from comparison_example import example_results
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 from readers import CORPUS, READERS, TROUBLE, parse_quickly, read_or_refuse, write_valid
 
 from hf_transfer import command_line
 from hf_transfer.errors import InputError
 from hf_transfer.rebuild import rebuild_report
 
-FEW, AT_RANDOM, GUIDED = 15, 5_000, 10_000
+FEW, AT_RANDOM, GUIDED = 15, 10_000, 10_000
 SECONDS = 20
 """That a single input may take on a busy machine; a hang takes longer."""
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+ATHERIS = Requirement(EXTRAS["fuzz"][0])
 
 
 @st.composite
@@ -56,6 +64,53 @@ def quick(monkeypatch):
     monkeypatch.setattr("datasets.is_caching_enabled", lambda: False)
 
 
+@contextmanager
+def time_limit(what: object) -> Iterator[None]:
+    """Fails the test, naming ``what``, when the block takes longer than ``SECONDS``; where there are no alarms
+    (Windows) it does not."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"more than {SECONDS} s with {what!r}")  # passes `except Exception`, as a reader may have one
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read_in_time(kind: str, path: Path, content: bytes) -> str:
+    """``read_or_refuse`` for so long as an input may take."""
+    with time_limit(content):
+        return read_or_refuse(kind, path, content)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no alarms on this platform")
+def test_a_reader_that_hangs_fails_with_the_input(tmp_path, monkeypatch):
+    """Also one that swallows exceptions; hypothesis looks at the clock only when a call is over."""
+
+    def hang(path: Path) -> None:
+        for _ in range(100 if path.read_bytes() == b"slow" else 0):
+            with suppress(Exception):
+                time.sleep(0.1)
+
+    monkeypatch.setitem(READERS, "csv", hang)
+    monkeypatch.setitem(globals(), "SECONDS", 0.3)
+
+    @settings(database=None, max_examples=20, phases=[Phase.generate])
+    @given(st.sampled_from([b"quick", b"slow"]))
+    def attempt(content):
+        read_in_time("csv", tmp_path / "data.csv", content)
+
+    with pytest.raises(pytest.fail.Exception, match=r"more than 0\.3 s with b'slow'"):
+        attempt()
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_the_valid_file_of_each_kind_is_read(kind, tmp_path):
     assert READERS[kind](write_valid(kind, tmp_path)) is not None
@@ -68,15 +123,23 @@ def test_inputs_of_the_corpus_are_read_or_refused(kind, tmp_path):
     found = sorted((CORPUS / kind).iterdir())
     assert found
     for item in found:
-        assert read_or_refuse(kind, path, item.read_bytes()) == item.name.partition("-")[0], item.name
+        assert read_in_time(kind, path, item.read_bytes()) == item.name.partition("-")[0], item.name
+
+
+def test_the_extra_of_the_tests_brings_atheris_in_the_pinned_version():
+    """So that a set-up by the README has trials led by coverage."""
+    own = Requirement(EXTRAS["test"][0])
+    assert own.name == PROJECT["name"] and "fuzz" in own.extras
+    assert ATHERIS.name == "atheris"
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert re.search(r"^atheris==(.+)$", pins, re.MULTILINE)[1] in ATHERIS.specifier
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not ATHERIS.marker.evaluate(), reason=f"there is no atheris here, only where {ATHERIS.marker}")
 @pytest.mark.parametrize("kind", READERS)
 def test_inputs_that_reach_new_code_are_read_or_refused(kind, tmp_path):
     """libFuzzer, through atheris, keeps what reached a new branch and damages that further."""
-    if importlib.util.find_spec("atheris") is None:
-        pytest.skip('atheris is not installed: pip install "hf-transfer-learning[fuzz]"')
     script = Path(__file__).with_name("fuzz_readers.py")
     ran = subprocess.run([sys.executable, script, kind, tmp_path, str(GUIDED)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -100,7 +163,7 @@ def test_a_damaged_file_is_read_or_refused(kind, count, tmp_path):
     )
     @given(damaged(whole))
     def attempt(content):
-        seen[read_or_refuse(kind, path, content)] += 1
+        seen[read_in_time(kind, path, content)] += 1
 
     attempt()
     assert min(seen.values()), f"an experiment in which all is one or the other shows little: {seen}"
@@ -136,7 +199,8 @@ def test_a_comparison_that_was_edited_inside_is_reported_or_refused_and_nothing_
         path.write_text(json.dumps(changed), encoding="utf-8")
         again = tmp_path / "again"
         try:
-            rebuild_report([path], again)
+            with time_limit(edits):
+                rebuild_report([path], again)
             assert (again / "results.json").exists()
             seen["reported"] += 1
         except InputError:

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hub_server import TOKEN, running_hub
-from test_report import make_controlled_results, make_results
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from test_report import ACCURACY, cells_of, make_controlled_results, make_results
 
 from hf_transfer.cli import main
 from hf_transfer.config import AdaptConfig, ModelConfig, PublishConfig, RunConfig, check_config
@@ -134,6 +136,27 @@ def test_a_second_push_of_the_same_makes_no_commit_and_says_so(hub, run, capsys)
     assert "Already there" in capsys.readouterr().out
 
 
+def test_scores_on_a_data_set_of_the_hub_travel_in_the_form_of_leaderboards(hub, tmp_path):
+    """Packed, arrived, and with the numbers of the card: those of its YAML, and those that its table rounds."""
+    results = make_controlled_results()
+    results["data"]["hub_id"] = "org/reviews"
+    run, path = make_run(tmp_path / "run", results), ".eval_results/reviews.yaml"
+    packed = {file.path: file.content for file in pack(run, "me/model").files}
+    push(run, "me/model")
+    found = remote(hub)
+    assert set(found) == SENT | {path} == set(packed)
+    assert found[path] == packed[path]
+    entries = {entry.task_id: entry.value for entry in parse_eval_result_entries(yaml.safe_load(found[path]))}
+    assert entries == {domain: ends[0] for domain, (_, ends) in ACCURACY.items()}
+    card = found["README.md"].decode()
+    in_head = [item for item in ModelCard(card).data.eval_results if item.metric_type == "accuracy"]
+    assert entries == {item.dataset_config: item.metric_value for item in in_head}
+    scores = cells_of(card.split("## Scores")[1].split("## ")[0])
+    assert {row[0]: row[3].split(" ")[0] for row in scores[1:]} == {
+        domain: f"{100 * value:.1f}%" for domain, value in entries.items()
+    }
+
+
 def test_a_changed_file_goes_alone(hub, run):
     push(run, "me/model")
     (run / "model" / "tokenizer_config.json").write_bytes(b'{"x": 1}')
@@ -253,12 +276,12 @@ def number_of_requests(run, **options):
     return len(counted.seen)
 
 
-def assert_never_in_parts(hub):
+def assert_never_in_parts(hub, sent=SENT):
     """Every state that a branch was in has none of the files or all of them, and no commit was made twice."""
     repository = hub.repositories["me/model"]
     states = [set(repository.commits[commit]) - {".gitattributes"} for commit in commits(hub)]
-    assert all(state in (set(), SENT) for state in states)
-    assert sum(state == SENT for state in states) == 1
+    assert all(state in (set(), sent) for state in states)
+    assert sum(state == sent for state in states) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -305,6 +328,30 @@ def test_weights_that_arrived_are_not_sent_again(hub, run):
     push(run, "me/model")
     assert len(hub.uploads) == 1
     assert_never_in_parts(hub)
+
+
+@pytest.mark.parametrize("arrived", [1, 2])
+def test_of_several_large_files_only_those_are_sent_again_that_had_not_arrived(hub, tmp_path, monkeypatch, arrived):
+    """The connection breaks between the shards of a model, for good; the command is repeated when it is back."""
+    shards = {f"model-0000{number}-of-00003.safetensors": bytes([number]) * 9_000 for number in (1, 2, 3)}
+    small = {name: content for name, content in MODEL.items() if name != "model.safetensors"}
+    run = make_run(tmp_path / "run", model=small | shards | {"model.safetensors.index.json": b"{}"})
+    sums = [hashlib.sha256(content).hexdigest() for content in shards.values()]
+    lost = tuple(f"/large/{each}" for each in sums[arrived:])
+    monkeypatch.setattr("hf_transfer.publishing.ATTEMPTS", 2)  # six take a second longer
+    hub.fault = lambda _, method, path: "drop" if path.endswith(lost) else None
+    with pytest.raises(RunError) as caught:
+        push(run, "me/model")
+    assert sorted(hub.uploads) == sorted(sums[:arrived])
+    assert remote(hub) == {}, "no commit names a part of the shards"
+    hub.fault = lambda *_: None
+    before = len(hub.seen)
+    main(str(caught.value).split("Try again with: hf-transfer ")[1].split())
+    assert sorted(path for method, path in hub.seen[before:] if method == "PUT") == sorted(lost)
+    assert sorted(hub.uploads) == sorted(sums), "each arrived once"
+    sent = {*(SENT - {"model.safetensors"}), *shards, "model.safetensors.index.json"}
+    assert_never_in_parts(hub, sent)
+    assert {name: remote(hub)[name] for name in shards} == shards
 
 
 def test_a_commit_of_somebody_else_in_between_is_kept(hub, run):
@@ -578,6 +625,23 @@ def test_folders_that_are_no_finished_run_are_refused(hub, run, tmp_path, what):
         (run / "results.json").write_bytes(example.read_bytes())
     with pytest.raises(InputError, match=words[what]):
         push(folder, "me/model")
+    assert not hub.seen
+
+
+def test_a_card_that_the_hub_would_refuse_is_refused_before_the_first_request(hub, run):
+    """huggingface_hub asks the Hub about the card only after the repository is made."""
+    results = json.loads((run / "results.json").read_text())
+    results["checkpoint"]["id"] = "/home/me/bert"  # edited: of a folder there is no revision
+    results["data"]["hub_id"] = "a/b/c"
+    write_json(run / "results.json", results)
+    with pytest.raises(InputError) as caught:
+        push(run, "me/model")
+    assert [problem.split(": ", 1)[1].split(" where")[0] for problem in caught.value.problems] == [
+        "base_model has '/home/me/bert'",
+        "datasets has 'a/b/c'",
+        "model-index: dataset_type has 'a/b/c'",
+    ]
+    assert str(caught.value).startswith(f"The Hub would refuse the card of {run}: ")
     assert not hub.seen
 
 

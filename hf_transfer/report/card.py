@@ -13,7 +13,7 @@ from typing import Any
 from hf_transfer.config import RunConfig, chosen_values, from_nested
 from hf_transfer.errors import InputError
 from hf_transfer.report.card_limits import limits
-from hf_transfer.report.card_metadata import TASK_TAGS, head_of_card, hub_base
+from hf_transfer.report.card_metadata import HUB, TASK_TAGS, carried_licence, head_of_card, hub_base
 from hf_transfer.report.markdown import (
     ROLES,
     bytes_in_words,
@@ -41,7 +41,6 @@ from hf_transfer.snippets import merged_code, onnx_code, own_code, stock_code
 
 Results = Mapping[str, Any]
 
-HUB = "https://huggingface.co"
 ALSO = {"merged": " and the merged model", "onnx": " and its ONNX form"}
 """What else is published, by its folder."""
 _LOCAL = "a checkpoint that is not on the Hub"
@@ -283,10 +282,8 @@ def _training(results: Results) -> str:
     timing, selection, environment = results["timing"], results["selection"], results["environment"]
     settings = results["config"].get("train", {})
     config = from_nested(results["config"], RunConfig)
-    value = selection.get("value")
-    scored = (
-        f", {escape(metric_words(selection['metric']))} {format_value(selection['metric'], value)}" if value else ""
-    )
+    metric, value = selection["metric"], selection.get("value")
+    scored = "" if value is None else f", {escape(metric_words(metric))} {format_value(metric, value)}"
     memory = timing["peak_memory_bytes"]
     packages = environment["packages"].items()
     chosen = chosen_values(config).replace("train.", "").replace("_", " ")
@@ -322,17 +319,17 @@ def _licence(results: Results) -> str:
         if results["checkpoint"]["id"].startswith("scratch:"):
             said = "None was chosen. The weights were trained from random ones."
     else:
-        link = licence.get("license_link")
+        link = carried_licence(results).get("license_link")
         said = f"{escape(name)}, carried over from the base model" + (f" ({escape(link)})" if link else "") + "."
     return f"## Licence\n\n{said} The licence of the training data may bind as well."
 
 
 def _citation(repo_id: str) -> str:
-    key = re.sub(r"\W+", "_", repo_id)
+    key, shown = re.sub(r"\W+", "_", repo_id), repo_id.replace("_", r"\_")  # TeX stops at a bare _
     lines = [
         f"@misc{{{key},",
-        f"  title = {{{repo_id.rsplit('/', 1)[-1]}}},",
-        f"  author = {{{repo_id.split('/', maxsplit=1)[0]}}}," if "/" in repo_id else "",
+        f"  title = {{{shown.rsplit('/', 1)[-1]}}},",
+        f"  author = {{{shown.split('/', maxsplit=1)[0]}}}," if "/" in repo_id else "",
         f"  howpublished = {{\\url{{{HUB}/{repo_id}}}}},",
         "  note = {Adapted and evaluated with hf-transfer-learning}",
         "}",

@@ -20,7 +20,12 @@ def watch(place: str) -> None:
             what = f"file {arguments[0]}"
         else:
             return
-        callers = [f"{frame.filename.rsplit('site-packages/')[-1]}:{frame.name}" for frame in traceback.extract_stack()]
-        os.write(descriptor, f"{what} by {' < '.join(callers[-2:-10:-1])}\n".encode())
+        os.write(descriptor, f"{what} by {callers()}\n".encode())
 
     sys.addaudithook(hook)
+
+
+def callers() -> str:
+    """The functions that led to the one which asks, the nearest first."""
+    found = [f"{frame.filename.rsplit('site-packages/')[-1]}:{frame.name}" for frame in traceback.extract_stack()]
+    return " < ".join(found[-3:-11:-1])
