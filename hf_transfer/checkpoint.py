@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_transfer.errors import InputError, RunError
+from hf_transfer.errors import InputError, NotWritten, RunError
 from hf_transfer.launch import whole_tensor
 from hf_transfer.records import RunState
 
@@ -237,11 +237,18 @@ def _parameters_in(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write everything beside ``target``, flush it to disk, and rename it into place."""
+    """Write everything beside ``target``, flush it to disk, and rename it into place.
+
+    Raises:
+        NotWritten: the disk failed, or the folder of all checkpoints is gone: it is not made anew, since what belongs
+            to the run would then lie in two places.
+    """
     temporary = target.with_name(target.name + ".partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        if target.parent.name in ("best", "average"):
+            target.parent.mkdir(exist_ok=True)
+        temporary.mkdir()
         save_file(tensors, temporary / "parameters.safetensors")
         (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
         manifest = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(temporary.iterdir())}
@@ -257,7 +264,9 @@ def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mappin
             _flush(folder)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # a full disk is the latter while tensors are written
-        raise RunError(f"checkpoint {target} could not be written ({error}): the previous one is untouched.") from error
+        raise NotWritten(
+            f"checkpoint {target} could not be written ({error}); those before it are untouched."
+        ) from error
 
 
 def _read_state(record: Mapping[str, Any]) -> RunState:

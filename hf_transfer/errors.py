@@ -24,6 +24,10 @@ class RunError(Exception):
     exit_code = 1
 
 
+class NotWritten(RunError):
+    """A checkpoint found no place on disk, or its folder is gone."""
+
+
 class EndedElsewhere(RunError):
     """Another process of the launch failed or is gone, and this one ended with it."""
 

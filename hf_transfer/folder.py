@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 
 from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume, load_state
 from hf_transfer.config import CompareConfig, RunConfig, to_yaml
-from hf_transfer.errors import InputError, RunError
+from hf_transfer.errors import InputError, NotWritten, RunError
 from hf_transfer.train import RunFolder
 
 OUTPUTS = (
@@ -114,7 +114,10 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OUTPUTS:
-            if resume_from is not None and name in ("checkpoints", "features", "log.jsonl", *TRACKED):
+            if resume_from is not None and name in ("checkpoints", "log.jsonl", *TRACKED):
+                continue
+            if name == "features":  # open already, by each process its own (``drop_stale_features``)
+                _drop_features_of_others(folder / name, accelerator.num_processes)
                 continue
             path = folder / name
             if name == "config.yaml":  # replaced below: it marks the folder as a run's, so it must never be missing
@@ -123,13 +126,27 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        _write_durably(folder / "config.yaml", to_yaml(config))
         _bring_best(resume_from, folder / "checkpoints")
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         _see_the_same(_config_in(folder, to_yaml(config)), "find a config.yaml", folder)
     notes += _other_processes(resume_from, accelerator.num_processes)
     return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """Write ``text`` so that it outlives the machine: without it, nobody could tell whose the checkpoints are."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for folder in (path.parent, path.absolute().parent.parent):
+        entry = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)
 
 
 def _see_the_same(mine: str, do: str, folder: Path) -> None:
@@ -178,15 +195,16 @@ def disk_failures(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FAILURES and folder.is_dir():
+    except (OSError, NotWritten) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_FAILURES and folder.is_dir():
             raise
         whole, _ = find_checkpoint_to_resume(folder / "checkpoints", "auto")
-        rest = (
-            f"{whole} is complete: mend the disk and go on with --train.resume auto."
-            if whole
-            else ("No checkpoint was written (--train.checkpoint_steps): mend the disk and start again.")
-        )
+        if not folder.is_dir():
+            rest = "It is gone: bring it back and go on with --train.resume auto, or start again."
+        elif whole:
+            rest = f"{whole} is complete: mend the disk and go on with --train.resume auto."
+        else:
+            rest = "No checkpoint was written (--train.checkpoint_steps): mend the disk and start again."
         raise RunError(f"{folder} cannot be written any more ({error}). {rest}") from error
 
 
@@ -208,6 +226,21 @@ def drop_unasked_checkpoints(config: RunConfig) -> None:
     """A finished run keeps no state of training that was only written for the case that it would not finish."""
     if not config.train.checkpoint_steps:
         for path in (Path(config.output_dir) / "checkpoints").glob("step-*"):
+            shutil.rmtree(path)
+
+
+def drop_stale_features(config: RunConfig) -> None:
+    """Take away what this process stored in an earlier run, unless this one continues it. Before the store is opened:
+    under an open one, rows could neither be found nor added."""
+    resume, checkpoints = config.train.resume, Path(config.output_dir) / "checkpoints"
+    if resume is None or (resume == "auto" and not any(checkpoints.glob("step-*"))):
+        shutil.rmtree(feature_folder(config), ignore_errors=True)
+
+
+def _drop_features_of_others(features: Path, processes: int) -> None:
+    """Those of an earlier run of more processes."""
+    for path in features.glob("*"):
+        if path.name not in map(str, range(processes)):
             shutil.rmtree(path)
 
 

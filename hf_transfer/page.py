@@ -29,6 +29,7 @@ from hf_transfer.folder import (
     after_a_signal,
     check_output_dir,
     disk_failures,
+    drop_stale_features,
     drop_unasked_checkpoints,
     feature_folder,
     how_to_go_on,
@@ -138,6 +139,7 @@ def _adapt_and_report(config: RunConfig) -> RunResult:
     output_dir = check_output_dir(config)
     text = Text(*read_text(config.data, config.train, TASKS[config.task], config.seed))
     saved = bool(config.train.checkpoint_steps)
+    drop_stale_features(config)
     store = feature_store(feature_folder(config), config.train.feature_cache_bytes, outlives=saved)
     with disk_failures(output_dir):
         with no_vocabulary_left(config), store as text.shared["features"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -231,6 +232,8 @@ def train(
         state = replace(state, processes=(*state.processes, accelerator.num_processes))
     layers = CompiledLayers(adapted.parts.layer_modules, config.compile, accelerator, progress.note)
     log_file = _open_log(folder.log, state.step, accelerator.is_main_process)
+    if accelerator.is_main_process:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
     budget = 0
     with log_file as log, window_by_window() as notice, closing(layers):
         for plan in plans:
@@ -288,6 +291,7 @@ def train(
                 taken = notice.given(accelerator)
                 over = state.stopped_early or time_is_up or state.step == last_step
                 if taken or _is_kept(state, over, config, accelerator):
+                    _flush(log)
                     checkpoint.save_checkpoint(
                         folder.checkpoints,
                         model,
@@ -757,6 +761,12 @@ def _open_log(path: Path, step: int, is_main: bool) -> Any:
     with path.open("ab") as file:
         file.truncate(kept)  # in place: a process killed while it rewrites the file would leave none of it
     return path.open("a", encoding="utf-8", buffering=1)
+
+
+def _flush(log: TextIO | None) -> None:
+    """To the disk: a checkpoint must not outlive the log of the steps before it."""
+    if log is not None:
+        os.fsync(log.fileno())
 
 
 def _log_step(

@@ -39,6 +39,7 @@ class Run:
     def __init__(self, folder: Path, seed: int = 0):
         torch.manual_seed(seed)
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         named = dict(self.model.named_parameters())
         named["2.bias"].requires_grad_(False)
@@ -144,7 +145,7 @@ def test_a_save_that_fails_ends_the_run_in_words_and_leaves_the_earlier_checkpoi
     contents = {path.name: path.read_bytes() for path in earlier.iterdir()}
     with monkeypatch.context() as broken:
         broken.setattr(module, "save_file", fails_with(error))
-        with pytest.raises(RunError, match=r"step-6 could not be written .*No space left.*previous one is untouched"):
+        with pytest.raises(RunError, match=r"step-6 could not be written .*No space left.*before it are untouched"):
             run.save(6)
         with pytest.raises(RunError):
             run.save(5)

@@ -14,7 +14,7 @@ from hf_transfer import folder
 from hf_transfer.checkpoint import save_checkpoint
 from hf_transfer.config import AdaptConfig, DataConfig, RunConfig, TrainConfig, to_yaml
 from hf_transfer.errors import InputError, RunError
-from hf_transfer.folder import check_output_dir, disk_failures, open_run_folder
+from hf_transfer.folder import check_output_dir, disk_failures, drop_stale_features, open_run_folder
 from hf_transfer.records import RunState
 
 ALONE = SimpleNamespace(
@@ -44,6 +44,7 @@ def save_step(folder, identity, step=3, **state):
     model = torch.nn.Linear(2, 2)
     optimizer = SimpleNamespace(param_groups=[], state={})  # a real one imports torch's compiler, which takes 5 s
     names = [name for name, _ in model.named_parameters()]
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder / "checkpoints", model, names, optimizer, RunState(step=step, **state), identity, 2, ALONE)
 
 
@@ -269,10 +270,37 @@ def test_a_disk_that_fails_is_told_with_the_folder_and_the_checkpoint_to_go_on_f
     )
 
 
+def store(folder, rank=0):
+    rows = folder / "features" / str(rank) / "rows.bin"
+    rows.parent.mkdir(parents=True)
+    rows.write_bytes(b"rows")
+    return rows
+
+
+def test_rows_that_a_process_has_open_stay_and_those_of_a_larger_launch_go(tmp_path):
+    mine, of_another = store(tmp_path, 0), store(tmp_path, 3)
+    open_run_folder(config_for(tmp_path, overwrite=True), "abc", ALONE)
+    assert (mine.exists(), of_another.exists()) == (True, False)
+
+
+@pytest.mark.parametrize(("resume", "has_checkpoint", "kept"), [(None, 1, 0), ("auto", 0, 0), ("auto", 1, 1)])
+def test_rows_of_an_earlier_run_go_before_they_are_opened_unless_it_is_continued(
+    tmp_path, resume, has_checkpoint, kept
+):
+    rows = store(tmp_path)
+    if has_checkpoint:
+        save_step(tmp_path, {"seed": 0})
+    drop_stale_features(config_for(tmp_path, train=TrainConfig(resume=resume)))
+    assert rows.exists() == kept
+
+
 def test_a_folder_that_vanished_is_told(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    with pytest.raises(RunError, match="No checkpoint was written"), disk_failures(folder):
+    with (
+        pytest.raises(RunError, match=r"It is gone: bring it back and go on with --train\.resume"),
+        disk_failures(folder),
+    ):
         shutil.rmtree(folder)
         (folder / "report.md").write_text("text", encoding="utf-8")
 

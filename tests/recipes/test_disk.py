@@ -45,6 +45,9 @@ class FullAt:
     def __init__(self, file, lines):
         self.file, self.lines = file, lines
 
+    def fileno(self):
+        return self.file.fileno()
+
     def write(self, text):
         self.lines -= 1
         if self.lines < 0:
