@@ -235,6 +235,7 @@ def test_a_resumed_run_averages_what_the_uninterrupted_one_does(folders, tmp_pat
 def test_a_run_continued_in_another_folder_brings_the_weights_that_it_may_end_with(kept, tmp_path):
     config = RunConfig(output_dir=str(tmp_path / "new"))
     old = tmp_path / "old" / "checkpoints"
+    old.mkdir(parents=True)
     state = RunState(step=4)
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -299,7 +300,7 @@ def test_a_window_of_r_drop_has_the_same_gradient_however_it_is_cut(task, folder
         return torch.cat([output[:half], output[half:] * 1.3])
 
     def gradients(budget):
-        cut = cut_window(np.asarray(course.rows["length"]), budget)
+        cut = cut_window(np.asarray(course.rows["length"]), budget, flat=True)
         batches = [(course.functions.train_batch(course.rows[piece]), True) for piece in cut]
         model = course.adapted.model.eval()
         recorder = Recorder([p for p in model.parameters() if p.requires_grad], lr=1.0)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from datasets import Dataset
 from tiny import WORDS
 
@@ -55,6 +56,23 @@ def write_reviews(
     path = folder / "reviews.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def check_alike(found: object, wanted: object) -> None:
+    """The same, but for the rounding of numbers: what a frozen body computes among other neighbours, or with another
+    number of threads, differs in the last bits on some processors."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            check_alike(found[key], value)
+    elif isinstance(wanted, list | tuple):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            check_alike(one, other)
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=1e-5, abs=2e-6, nan_ok=True)
+    else:
+        assert found == wanted
 
 
 def launch_two(script: Path, *arguments: object, timeout: int = 300) -> subprocess.CompletedProcess:
