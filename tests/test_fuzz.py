@@ -2,7 +2,7 @@
 
 Files are made from small valid ones by cutting, repeating and inserting what readers trip over, or are bytes alone. The
 unit tier tries a few of each kind and the corpus; the slow tier 10,000 of each at random and 10,000 guided by coverage,
-which takes 11 minutes of one core.
+which takes some 20 minutes of one core.
 """
 
 import json
