@@ -28,6 +28,23 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+RECIPES_OF_EACH_CHANGE = (
+    *("test_text_cls", "test_push", "test_disk", "test_train", "test_predict", "test_processes", "test_preemption"),
+    "test_artefact",
+)
+"""Files whose recipe tests run with every change; the others belong to the slow tier, as two slow cores would take over
+twenty minutes for all of them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move recipe tests of other files to the slow tier, but for those that look at one finished comparison."""
+    for item in items:
+        is_recipe = item.get_closest_marker("recipe") is not None
+        if is_recipe and item.path.stem not in RECIPES_OF_EACH_CHANGE and "finished" not in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

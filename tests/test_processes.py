@@ -96,7 +96,7 @@ def test_four_processes_compute_what_one_does_and_go_on_from_others_checkpoints(
     check_continued(found, [(1, 2), (2, 1), (2, 4)])
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 def test_a_script_may_have_several_runs(tmp_path):
     ((codes, said),) = fails(tmp_path, "twice")
     assert codes == [0, 0], said
@@ -114,7 +114,7 @@ def test_compiled_layers_learn_the_same_in_several_processes(tmp_path):
         assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 def test_after_a_run_that_failed_a_script_is_told_to_begin_anew(tmp_path):
     ((codes, said),) = fails(tmp_path, "again_after_a_failure")
     assert codes == [1, 1]
