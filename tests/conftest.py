@@ -36,12 +36,17 @@ RECIPES_OF_EACH_CHANGE = (
 twenty minutes for all of them."""
 
 
+LONG_FILES = ("test_onnx_engine", "test_ctranslate2_engine", "test_compiled", "test_planning", "test_vocabulary")
+"""Files that belong to the slow tier as a whole, for the same reason."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move recipe tests of other files to the slow tier, but for those that look at one finished comparison."""
     for item in items:
         is_recipe = item.get_closest_marker("recipe") is not None
-        if is_recipe and item.path.stem not in RECIPES_OF_EACH_CHANGE and "finished" not in item.fixturenames:
+        is_late = is_recipe and item.path.stem not in RECIPES_OF_EACH_CHANGE and "finished" not in item.fixturenames
+        if is_late or item.path.stem in LONG_FILES:
             item.add_marker(pytest.mark.slow)
 
 
