@@ -254,14 +254,14 @@ def _write_folder(target: Path, tensors: dict[str, torch.Tensor], record: Mappin
         manifest = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+            flush(path)
         old = target.with_name(target.name + ".old")
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)  # left by a process that died just here
             target.replace(old)
         temporary.replace(target)
         for folder in (target.parent, target.parent.parent):  # the latter for the first one in a folder of its kind
-            _flush(folder)
+            flush(folder)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # a full disk is the latter while tensors are written
         raise NotWritten(
@@ -342,7 +342,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk, so that they outlive the machine.
+
+    Raises:
+        OSError: the disk failed.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume, load_state
+from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume, flush, load_state
 from hf_transfer.config import CompareConfig, RunConfig, to_yaml
 from hf_transfer.errors import InputError, NotWritten, RunError
 from hf_transfer.train import RunFolder
@@ -137,16 +137,9 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
 
 def _write_durably(path: Path, text: str) -> None:
     """Write ``text`` so that it outlives the machine: without it, nobody could tell whose the checkpoints are."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    for folder in (path.parent, path.absolute().parent.parent):
-        entry = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
+    path.write_text(text, encoding="utf-8")
+    for written in (path, path.parent, path.absolute().parent.parent):
+        flush(written)
 
 
 def _see_the_same(mine: str, do: str, folder: Path) -> None:
@@ -212,7 +205,7 @@ def how_to_go_on(config: RunConfig) -> str:
     """What to do after a run of several processes was cut short."""
     if config.train.checkpoint_steps:
         return "Start all processes again with --train.resume auto to go on from the last checkpoint."
-    return "There is nothing to go on from (--train.checkpoint_steps is 0): start all processes again."
+    return "Start all processes again; with --train.resume auto they go on from a checkpoint if there is one."
 
 
 def after_a_signal(output_dir: Path) -> str:
@@ -223,10 +216,12 @@ def after_a_signal(output_dir: Path) -> str:
 
 
 def drop_unasked_checkpoints(config: RunConfig) -> None:
-    """A finished run keeps no state of training that was only written for the case that it would not finish."""
+    """A finished run, with its controls, keeps no state of training that was only written for the case that it would
+    not finish."""
     if not config.train.checkpoint_steps:
-        for path in (Path(config.output_dir) / "checkpoints").glob("step-*"):
-            shutil.rmtree(path)
+        for folder in ("checkpoints", "controls/*/checkpoints"):
+            for path in Path(config.output_dir).glob(f"{folder}/step-*"):
+                shutil.rmtree(path)
 
 
 def drop_stale_features(config: RunConfig) -> None:

@@ -85,6 +85,8 @@ def pack(folder: Path, repo_id: str, revision: str | None = None) -> Parcel:
     for export, further in _EXPORTS.items():
         if export in results["artefact"]["also"]:
             contents |= _model_files(folder / export, f"{export}/", further)
+    if "ctranslate2" in results["artefact"]["also"]:
+        notes += ("The CTranslate2 form is not sent: a run with --publish.export ctranslate2 makes it from the model.",)
     picture = folder / _PICTURE
     if picture.is_file() and not _is_linked(folder, picture):
         contents["scores.svg"] = picture

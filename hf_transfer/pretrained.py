@@ -386,8 +386,10 @@ def _licence(checkpoint: Checkpoint, commit: str) -> dict[str, str]:
         found = metadata_load(card) if isinstance(card, (str, Path)) else None
     except (OSError, ValueError, yaml.YAMLError):  # somebody else's file, and no reason to stop
         return {}
-    wanted = ("license", "license_name", "license_link")
-    return {name: value for name in wanted if isinstance(value := (found or {}).get(name), str)}
+    said = {name: (found or {}).get(name) for name in ("license", "license_name", "license_link")}
+    if isinstance(said["license"], list):  # the Hub takes several
+        said["license"] = ", ".join(map(str, said["license"]))
+    return {name: value for name, value in said.items() if isinstance(value, str) and value}
 
 
 def _sha256(path: Path) -> str:

@@ -134,6 +134,7 @@ def test_the_licence_of_the_base_is_carried_over(licence):
             {"license": "other", "license_name": "gpl-2.0-or-later"},
             "GPL-2.0-or-later",
         ),
+        ({"license": "apache-2.0, mit"}, {"license": "other", "license_name": "apache-2.0-mit"}, "apache-2.0, mit"),
         ({"license": "許可"}, {"license": "other", "license_name": "see-base-model"}, "許可"),
         ({"license": "other"}, {"license": "other", "license_name": "see-base-model"}, "other"),
         ({"license_name": "my-licence"}, {"license": "other", "license_name": "my-licence"}, "my-licence"),
@@ -488,6 +489,14 @@ def test_hostile_names_break_neither_the_head_nor_a_table():
     assert "\n# heading" not in body
 
 
+def test_nothing_in_a_card_turns_the_writing_direction():
+    results = with_artefact(make_results())
+    for score in results["scores"]:
+        score["domain"] = f"left\u202e{score['domain']}"
+    card = make_card(results, "me/model")
+    assert "left\ufffd" in card.split("---\n")[1] and "\u202e" not in card
+
+
 def test_nothing_of_single_examples_is_in_the_card():
     results = results_of(examples={"test": {"books": {"ids": ["secret-id"]}}}, notes=["secret note"])
     card = make_card(results, "me/model")
@@ -596,6 +605,8 @@ def test_the_licence_beside_a_checkpoint_is_read(tmp_path):
     lines = "".join(f"{name}: {value}\n" for name, value in LICENCE.items())
     (folder / "README.md").write_text(f"---\n{lines}tags: [a]\n---\n# card\n")
     assert licence() == LICENCE
+    (folder / "README.md").write_text("---\nlicense: [apache-2.0, mit]\nlicense_name:\n---\n")
+    assert licence() == {"license": "apache-2.0, mit"}
     (folder / "README.md").write_text("---\n: [broken\n---\n")
     assert licence() == {}
 

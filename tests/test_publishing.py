@@ -513,6 +513,15 @@ def test_an_adapter_of_a_local_folder_is_refused_and_goes_merged(tmp_path, capsy
     assert "| What is published | a full model and its ONNX form |" in sent["README.md"].decode()
 
 
+def test_what_is_not_sent_of_a_run_is_said(tmp_path):
+    run = make_run(tmp_path / "run", also=("ctranslate2",))
+    (run / "ctranslate2").mkdir()
+    (run / "ctranslate2" / "model.bin").write_bytes(b"weights")
+    parcel = pack(run, "me/model")
+    assert {file.path for file in parcel.files} == SENT
+    assert [note for note in parcel.notes if "CTranslate2 form is not sent" in note]
+
+
 def test_an_adapter_of_a_hub_model_brings_its_merged_form(tmp_path):
     adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"1234"}
     parcel = pack(make_run(tmp_path / "a", None, METADATA, adapter, "adapter", ("merged",)), "me/model")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from hf_transfer.errors import printable
 from hf_transfer.report.results import confidence_percent, format_interval, metric_names, metric_words
 
 Results = Mapping[str, Any]
@@ -83,7 +84,7 @@ def head_of_card(results: Results, repo_id: str) -> str:
     )
     if not scores:  # the library takes a model's name out only where there are some
         data.pop("model_name")
-    return data.to_yaml()
+    return printable(data.to_yaml())
 
 
 def carried_licence(results: Results) -> dict[str, str]:

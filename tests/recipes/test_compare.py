@@ -358,7 +358,8 @@ def test_examples_are_quoted_only_when_asked_and_escaped(tmp_path, checkpoint):
     assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
 
 
-def test_a_single_run_is_compared_with_its_controls(tmp_path, checkpoint):
+def test_a_single_run_is_compared_with_its_controls(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr("hf_transfer.train.LONG_SECONDS", 0.0)  # each training is in a checkpoint before it is scored
     source = write_reviews(tmp_path)
     config = ht.RunConfig(
         data=ht.DataConfig(source=str(source), train_domains=("books",)),
@@ -374,6 +375,7 @@ def test_a_single_run_is_compared_with_its_controls(tmp_path, checkpoint):
     assert all({"difference", "low", "high", "p_value", "p_adjusted", "test"} <= set(c) for c in results["comparisons"])
     assert any("before does not apply" in note for note in results["notes"])
     assert "scratch" in (tmp_path / "run" / "report.md").read_text()
+    assert not list((tmp_path / "run").rglob("step-*")), "nobody asked for checkpoints, and all is finished"
 
 
 def test_two_processes_compare_as_one_does(tmp_path, checkpoint):
