@@ -36,7 +36,7 @@ RECIPES_OF_EACH_CHANGE = (
 twenty minutes for all of them."""
 
 
-LONG_FILES = ("test_onnx_engine", "test_ctranslate2_engine", "test_compiled", "test_planning", "test_vocabulary")
+LONG_FILES = ("test_onnx_engine", "test_ctranslate2_engine", "test_compare_translation")
 """Files that belong to the slow tier as a whole, for the same reason."""
 
 

@@ -45,7 +45,7 @@ def layers_of(model):
 LENGTHS = ((1, 33, 7, 7, 3, 12), (5, 5, 9), (2, 1, 40), (6, 4), (11, 3, 3, 8), (3, 17), (20, 2, 2, 2, 2), (9, 8, 7))
 
 
-IN_THE_UNIT_TIER = ("bert", "modernbert", "t5")
+IN_THE_UNIT_TIER = ("bert",)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_every_architecture_learns_the_same_and_is_compiled_once_for_all_shapes(
 COURSES = [
     ("full", "classification", {}),
     ("full", "classification", {"activation_checkpointing": True}),
-    ("lora", "classification", {}),
+    pytest.param("lora", "classification", {}, marks=pytest.mark.slow),
     pytest.param("full", "translation", {"r_drop": 1.0}, marks=pytest.mark.slow),
     pytest.param("freeze", "classification", {}, marks=pytest.mark.slow),
 ]

@@ -202,7 +202,13 @@ def test_training_in_stages_runs_end_to_end(tmp_path, checkpoint, unproved, adap
     assert result.shift.in_domain_mean > 0.6
 
 
-@pytest.mark.parametrize("script", ["recipes/text_cls.py", "tests/two_processes_fsdp.py"], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("recipes/text_cls.py", id="ddp"),
+        pytest.param("tests/two_processes_fsdp.py", id="fsdp2", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_give_the_run_of_one(tmp_path, checkpoint, root, script):
     """Uneven data, whole or sharded parameters: same rates and losses, each example scored once, a proved artefact."""
     source = write_reviews(tmp_path, count=41)
