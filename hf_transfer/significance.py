@@ -11,6 +11,7 @@ count it more than once (Owen, The pigeonhole bootstrap, 2007), and it is taken 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -290,7 +291,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference, p_adjusted: float, confidence: float, fewest: int = 30) -> str:
-    """Say what a difference shows: ``helps``, ``hurts``, ``no evidence`` or ``too few examples``.
+    """Say what a difference shows: ``helps``, ``hurts``, ``no evidence``, ``too few examples`` or ``undefined``.
 
     Args:
         difference: of the adapted model ``a`` and what it is held against.
@@ -301,6 +302,8 @@ def verdict(difference: Difference, p_adjusted: float, confidence: float, fewest
     """
     if difference.count < fewest or difference.smallest_count < min(fewest, FEWEST_PER_DOMAIN):
         return "too few examples"
+    if math.isnan(difference.difference) or math.isnan(difference.low) or math.isnan(difference.high):
+        return "undefined"  # as the correlation of a constant: nothing was tested, so that nothing speaks against it
     excludes_0 = difference.low > 0 or difference.high < 0
     if not (excludes_0 and p_adjusted < 1 - confidence):
         return "no evidence"

@@ -672,7 +672,7 @@ def test_an_undefined_score_makes_an_undefined_difference_and_no_claim():
         None,
         None,
         None,
-        "no evidence",
+        "undefined",
     )
 
 

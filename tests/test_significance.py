@@ -447,7 +447,7 @@ def test_undefined_scores_are_recorded():
     for a in ([constant], [other, constant]):
         found = paired_difference("pearson", a, [other], 0.95, 100, 0)
         assert np.isnan([found.difference, found.low, found.high, found.p_value]).all()
-        assert verdict(found, nan, 0.95) == "no evidence"
+        assert verdict(found, nan, 0.95) == "undefined"
     assert np.isnan(hierarchical_interval("pearson", [other, constant], 0.95, 100, 0)).all()
     nothing = [make(np.array([], int), np.array([], int), np.empty((0, 2)))]
     for name in ("accuracy", "f1_macro"):

@@ -39,6 +39,8 @@ FEWEST_EXAMPLES = 30
 """Test examples of a domain below which no verdict is given: an interval of 29 is some 30 points wide."""
 MEANS = {"in_domain": "in-domain", "shifted": "shifted domains"}
 """What comparisons call the domains of a role together."""
+NO_TEST = ("too few examples", "undefined")
+"""Verdicts that say that nothing was tested."""
 ENOUGH_KEPT = 0.8
 """Share of the largest in-domain gain from which a strategy that forgets less is worth a word."""
 MOST_LISTED = 3
@@ -186,6 +188,8 @@ class _OneDirection(_Sentences):
         best, bag = self.names[self.best], self.names["tfidf"]
         if found["verdict"] == "too few examples":
             yield f"there are too few test examples to say whether {best} beats {bag}."
+        elif found["verdict"] == "undefined":
+            yield f"the difference between {best} and {bag} on {self.home} is undefined."
         elif found["verdict"] == "hurts":
             size = self.size(_turned(found))
             yield f"{bag} is better than {best} on {self.home}, by {size}: a transformer does not pay here."
@@ -200,13 +204,17 @@ class _OneDirection(_Sentences):
             return
         reached = f"{format_value(self.metric, value)} {words}"
         compared = ((other, self._against(other, "control")) for other in REFERENCES)
-        other, found = next(((other, found) for other, found in compared if found is not None), ("", None))
+        there = [(other, found) for other, found in compared if found is not None]
+        defined = [(other, found) for other, found in there if found["verdict"] != "undefined"]
+        other, found = (*defined, *there, ("", None))[0]
         if found is None:
             yield f"{self.subject()} reaches {reached} on {self.home}; no control stands beside it."
         elif other == "tfidf" and found["verdict"] != "helps":  # which the first sentence has said
             yield f"{self.subject()} reaches {reached} there."
         elif found["verdict"] == "too few examples":
             yield f"{self.subject()} reaches {reached} on {self.home}: too few test examples for a conclusion."
+        elif found["verdict"] == "undefined":
+            yield f"{self.subject()} reaches {reached} on {self.home}; against {self.names[other]} that is undefined."
         elif found["verdict"] != "no evidence":
             against = "over" if found["verdict"] == "helps" and self.rises else "against"
             end = f"reaching {reached if self.rises else format_value(self.metric, value)}"
@@ -248,7 +256,7 @@ class _OneDirection(_Sentences):
             return  # no train domain was scored to compare with
         elif found["verdict"] == "too few examples":
             yield f"there are too few test examples to say what is lost {outside}."
-        elif found["difference"] is None:
+        elif found["verdict"] == "undefined":
             yield f"the loss {outside} is undefined."
         elif found["verdict"] == "no evidence":
             gap = self.size(_turned(found))
@@ -292,7 +300,7 @@ class _Translation(_OneDirection):
 
     def gain(self) -> Iterable[str]:
         value, found = self.row[f"{self.role}_mean"], self._against("before", "control")
-        if value is None or found is None or found["verdict"] == "too few examples":
+        if value is None or found is None or found["verdict"] in NO_TEST:
             yield from super().gain()
             return
         reached = f"{format_value(self.metric, value)} {metric_words(self.metric)}"
@@ -307,7 +315,7 @@ class _Translation(_OneDirection):
     def _scratch(self) -> str:
         """What training from scratch says to it, as the end of the sentence."""
         found, name = self._against("scratch", "control"), self.names["scratch"]
-        if found is None or found["verdict"] == "too few examples":
+        if found is None or found["verdict"] in NO_TEST:
             return ""
         if found["verdict"] == "no evidence":
             return f"; there is no evidence that it is better or worse than {name} ({self.signed(found)})"
@@ -328,7 +336,7 @@ class _Translation(_OneDirection):
             yield "without the control `before` nothing is known of what was forgotten in other domains."
         elif found["verdict"] == "too few examples":
             yield "there are too few test examples to say what was forgotten in other domains."
-        elif found["difference"] is None:
+        elif found["verdict"] == "undefined":
             yield "what was forgotten in other domains is undefined."
         elif found["verdict"] == "no evidence":
             yield f"there is no evidence of a change {where}: {self.signed(found)}."
@@ -340,18 +348,20 @@ class _Translation(_OneDirection):
                 yield from self._keeper(rows)
 
     def _keeper(self, rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-        """Of the strategies that keep most of the gain, the one that loses least elsewhere, if less than this one."""
+        """Of the strategies whose own gain is most of the largest, the one that loses least elsewhere, if less."""
         lost = rows[self.best]["shifted"]["difference"]
         others = {
             name: row["shifted"]
             for name, row in rows.items()
-            if (row["kept"] or 0) >= ENOUGH_KEPT and (row["shifted"]["difference"] or lost) > lost
+            if (row["kept"] or 0) >= ENOUGH_KEPT
+            and row["in_domain"]["verdict"] == "helps"
+            and (row["shifted"]["difference"] or lost) > lost
         }
         if not others:
             return
         name = max(others, key=lambda name: others[name]["difference"])
         found = self.compared(self.direction, "control", name, "before", "shifted")
-        if found is None or found["verdict"] == "too few examples":
+        if found is None or found["verdict"] in NO_TEST:
             return
         is_clear = found["verdict"] != "no evidence"
         moves = self.moves(found) if is_clear else f"shows no evidence of a change ({self.signed(found)})"
@@ -382,9 +392,9 @@ class _ManyDirections(_Sentences):
         )
 
     def _counts(self, other: str, question: str, role: str) -> Counter[str]:
-        """How often each verdict was given on ``best`` against ``other``."""
+        """How often each verdict was given on ``best`` against ``other``, where their difference is defined."""
         found = (self.compared(direction, question, self.best, other, role) for direction in self.directions)
-        return Counter(item["verdict"] for item in found if item is not None)
+        return Counter(item["verdict"] for item in found if item is not None and item["verdict"] != "undefined")
 
     def cheap_baseline(self) -> Iterable[str]:
         counts = self._counts("tfidf", "control", "in_domain") or self._counts("tfidf", "control", "shifted")
@@ -437,6 +447,8 @@ class _ManyDirections(_Sentences):
             )
         elif verdicts["too few examples"] == len(found):
             yield f"there are too few test examples to say what is lost {outside}."
+        elif sum(verdicts[name] for name in NO_TEST) == len(found):
+            yield f"the loss {outside} is undefined."
         else:
             yield f"there is no evidence of a loss {outside} for any of {len(found)} sources: the mean gap is {gap}."
 
@@ -450,6 +462,7 @@ VERBS = {
     "hurts": "hurts with {}",
     "no evidence": "makes no difference beyond noise with {}",
     "too few examples": "cannot be judged with {}, for want of test examples",
+    "undefined": "makes a difference that is undefined with {}",
 }
 """What adding the source does, by verdict."""
 

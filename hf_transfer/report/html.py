@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What the page may load: nothing. Its styles stand in it, scripts and pictures from elsewhere never run or load."""
 
-_VERDICT_CLASSES = {"helps": "helps", "hurts": "hurts", "no evidence": "unclear", "too few examples": "unclear"}
+_VERDICT_CLASSES = {
+    "helps": "helps",
+    "hurts": "hurts",
+    **dict.fromkeys(("no evidence", "too few examples", "undefined"), "unclear"),
+}
 _SHORT_HEADING, _SHORT_TEXT = 10, 24  # characters up to which a heading and a cell stay on one line
 
 # Section -> beginnings of the names of the figures that it shows.

@@ -175,10 +175,11 @@ def _verdicts(results: Results) -> list[str]:
     sentences = []
     for control in dict.fromkeys(item["b"] for item in mine):
         found = [item["verdict"] for item in mine if item["b"] == control]
-        helps, hurts, unclear = (found.count(verdict) for verdict in ("helps", "hurts", "no evidence"))
+        helps, hurts, unclear, open_ = map(found.count, ("helps", "hurts", "no evidence", "undefined"))
         sentences.append(
             f"Compared with {escape(control)} it helps on {helps} of {len(found)} domains and hurts on {hurts}"
-            + (f"; on {unclear} there is no evidence either way." if unclear else ".")
+            + (f"; on {unclear} there is no evidence either way" if unclear else "")
+            + (f"; on {open_} the difference is undefined." if open_ else ".")
         )
     return sentences
 

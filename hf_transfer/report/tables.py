@@ -34,7 +34,7 @@ from hf_transfer.report.results import (
 )
 from hf_transfer.report.translation_tables import LEFT_OUT, languages, make_ledger, make_translation
 
-VERDICTS = ("helps", "hurts", "no evidence", "too few examples")
+VERDICTS = ("helps", "hurts", "no evidence", "too few examples", "undefined")
 MEANS = ("in-domain", "shifted domains")
 """Names that stand for a mean over domains where a comparison names its domain."""
 

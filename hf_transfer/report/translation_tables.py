@@ -321,7 +321,7 @@ def _mean_and_half(facts: Mapping[str, Any] | None) -> str:
 def change_in_words(metric: str, item: Item) -> str:
     """``gains 12.3 BLEU (10.1 to 14.5)``, ``lowers TER by 8.0 points``, or that nothing is known."""
     difference = item["difference"]
-    if difference is None:
+    if difference is None or item["verdict"] == "undefined":
         return "is undefined"
     if item["verdict"] == "too few examples":
         return "has too few test examples for a conclusion"
