@@ -97,13 +97,15 @@ def save_checkpoint(
 def save_for_average(
     folder: Path, model: nn.Module, names: Iterable[str], steps: Iterable[int], accelerator: Accelerator
 ) -> None:
-    """Write the parameters of the last of ``steps`` to ``folder/average``, and remove those of other steps."""
+    """Write the parameters of the last of ``steps`` to ``folder/average``; those of other steps go, but for the ones
+    that a run needs which is continued from a checkpoint."""
     tensors = read_parameters(accelerator.unwrap_model(model), names)
     steps = list(steps)
     if accelerator.is_main_process:
         _write_folder(folder / "average" / f"at-{steps[-1]}", tensors, {})
+        needed = {*steps, *(step for path in _checkpoints(folder) for step in _validated_by(path)[-len(steps) :])}
         for path in (folder / "average").glob("at-*"):
-            if path.name not in {f"at-{step}" for step in steps}:
+            if path.name not in {f"at-{step}" for step in needed}:
                 shutil.rmtree(path)
     accelerator.wait_for_everyone()
 
@@ -292,6 +294,14 @@ def _read_state(record: Mapping[str, Any]) -> RunState:
     return state
 
 
+def _validated_by(path: Path) -> list[int]:
+    """Steps that were validated before the checkpoint ``path``; [] where it cannot be continued from."""
+    try:
+        return [item["step"] for item in load_state(path).history]
+    except (ValueError, TypeError, AttributeError, LookupError, OSError, RecursionError):
+        return []
+
+
 def _best_step_of(path: Path) -> int:
     """The best step by the checkpoint ``path``; -1 where it had none, or cannot be continued from."""
     try:
@@ -310,12 +320,19 @@ def _damage(path: Path) -> str:
         if "state" not in record:
             return "it holds parameters only, without the state of training"
         state = _read_state(record)
+        averaged = int(record["identity"].get("train.average_checkpoints", 0))
+        validated = [item["step"] for item in state.history]
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         return f"its state is unreadable ({error})"
-    if state.best_step < 0:
-        return ""
-    changed = _changed_files(_best_folder(path.parent, state.best_step))
-    return f"the parameters of its best step, best/at-{state.best_step}: {changed}" if changed else ""
+    if state.best_step >= 0:
+        changed = _changed_files(_best_folder(path.parent, state.best_step))
+        if changed:
+            return f"the parameters of its best step, best/at-{state.best_step}: {changed}"
+    for step in validated[-averaged:] if averaged > 0 else ():
+        changed = _changed_files(path.parent / "average" / f"at-{step}")
+        if changed:
+            return f"the parameters to be averaged, average/at-{step}: {changed}"
+    return ""
 
 
 def _changed_files(path: Path) -> str:

@@ -254,7 +254,7 @@ class AdaptConfig:
     head_first: bool = False
     """Train the head on the frozen body first, then the strategy from there (LP-FT); for freeze, lora and full."""
     head_first_epochs: float = 1.0
-    """Epochs of that first stage, at the probe's learning rate."""
+    """Epochs of that first stage, at the probe's learning rate; at most half of `train.max_steps`, where that is given."""
     lora_rank: int = 16
     """Rank r of the update B A; must exceed what the data has to say, small encoders do well with 16-32."""
     lora_alpha: float = 32.0
@@ -330,7 +330,7 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over train, fractions are allowed; by default 3, and 40 of a translation model of random weights."""
     max_steps: int | None = None
-    """Optimizer steps, in place of epochs."""
+    """Optimizer steps, in place of epochs; those of `adapt.head_first` are among them."""
     learning_rate: float | None = None
     """Peak rate of the body; default by task and strategy (`config.RATES`): full 5e-5, freeze 1e-4, lora 5e-4, probe 2e-3; translation full 2e-4, freeze 3e-4, lora 1e-3."""
     head_learning_rate: float | None = None

@@ -71,6 +71,8 @@ def score_controls(config: RunConfig, text: Text, adapt: Callable[..., Any]) -> 
     not_applicable: list[str] = []
     for name in config.evaluate.controls:
         inside = dataclasses.replace(config, output_dir=str(Path(config.output_dir) / "controls" / name))
+        if config.train.resume is not None:  # a named checkpoint is of the run itself
+            inside = dataclasses.replace(inside, train=dataclasses.replace(config.train, resume="auto"))
         try:
             scored.append(score_control(name, inside, text, adapt))
         except InputError as error:

@@ -146,7 +146,8 @@ class StoredFeatures:
             assert input_ids is not None and attention_mask is not None
             per_token = {n: t for n, t in others.items() if isinstance(t, torch.Tensor)}
             settings = {n: value for n, value in others.items() if n not in per_token}
-            kind = torch.get_autocast_dtype(input_ids.device.type) if torch.is_autocast_enabled() else "as it is"
+            device = input_ids.device.type
+            kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "as it is"
             lengths = attention_mask.sum(1).tolist()
             texts = _token_bytes([input_ids, *per_token.values()], lengths)
             keys = [(f"{key} {kind}", text) for text in texts]

@@ -106,7 +106,7 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     """
     folder = Path(config.output_dir)
     resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
-    identity = {"fingerprint": fingerprint, "seed": config.seed, **deciding_settings(config)}
+    identity = run_identity(config, fingerprint, accelerator)
     if resume_from is not None:
         check_identity(resume_from, identity)
     # all have looked before anything goes, and go on from the same place
@@ -114,7 +114,7 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OUTPUTS:
-            if resume_from is not None and name in ("checkpoints", "log.jsonl", *TRACKED):
+            if resume_from is not None and name in ("checkpoints", "controls", "log.jsonl", *TRACKED):
                 continue
             if name == "features":  # open already, by each process its own (``drop_stale_features``)
                 _drop_features_of_others(folder / name, accelerator.num_processes)
@@ -261,6 +261,13 @@ def _is_of_a_run(folder: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return re.findall(r"^(\w+):", text, re.MULTILINE) == [item.name for item in dataclasses.fields(RunConfig)]
+
+
+def run_identity(config: RunConfig, fingerprint: str, accelerator: Accelerator) -> dict[str, object]:
+    """What must be equal for a checkpoint to be continued from: data, seed, what decides the numbers, flat."""
+    precision = accelerator.mixed_precision.replace("no", "fp32")  # what `auto` has become
+    about = {"fingerprint": fingerprint, "seed": config.seed}
+    return about | deciding_settings(config) | {"train.precision": precision}
 
 
 def deciding_settings(config: RunConfig) -> dict[str, object]:

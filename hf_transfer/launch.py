@@ -234,6 +234,8 @@ def start_processes(train: TrainConfig, model_type: str, stages: int) -> Acceler
         # of an earlier run of this process; accelerate offers no other way to another precision
         AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=named)
+    # windows are divided once, by their targets; a number in the environment would divide them again
+    accelerator.gradient_accumulation_steps = 1
     if getattr(accelerator, "is_fsdp2", False) and stages > 1:
         raise InputError(
             "--adapt.head_first and --adapt.gradual_unfreezing train in several stages, which FSDP's sharded "

@@ -146,20 +146,31 @@ class RunFolder:
 
 
 def plan_stages(stages: Sequence[Stage], examples: int, train: TrainConfig) -> tuple[StagePlan, ...]:
-    """Lay the stages end to end. Stages with their own schedule come on top of what ``train`` asks for; among the
-    others, those that name their epochs take them from ``epochs`` or ``max_steps``, and the last one has the rest."""
+    """Lay the stages end to end.
+
+    Stages with their own schedule come on top of ``epochs``; of ``max_steps`` they take a part, at most half of it.
+    Among the others, those that name their epochs take them from what ``train`` asks for, and the last has the rest.
+    """
     per_epoch = window_count(examples, train.window_size)
-    total = train.max_steps or max(1, math.ceil(train.passes * per_epoch))
+
+    def steps_of(epochs: float) -> int:
+        return math.ceil(round(epochs * per_epoch, 6))  # 1.1 of 100 windows are 110, not 110.00000000000001
+
+    total = train.max_steps or max(1, steps_of(train.passes))
     plans: list[StagePlan] = []
     step = left = 0
     for stage in stages:
         if stage.own_schedule:
-            steps = max(1, math.ceil((stage.epochs or 1.0) * per_epoch))
-            plans.append(StagePlan(stage, step, steps, step, steps))
+            steps = max(1, steps_of(stage.epochs or 1.0))
+            if train.max_steps is not None:
+                steps = min(steps, total // 2)
+                total -= steps
+            if steps:
+                plans.append(StagePlan(stage, step, steps, step, steps))
         else:
             left = left or total
             last = stage is stages[-1]
-            steps = left if last else min(math.ceil((stage.epochs or 0) * per_epoch), left)
+            steps = left if last else min(steps_of(stage.epochs or 0), left)
             begin = next((p.schedule_first for p in plans if not p.stage.own_schedule), step)
             plans.append(StagePlan(stage, step, steps, begin, total))
             left -= steps
@@ -198,7 +209,8 @@ def train(
         Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
-        value = chooser.validate(adapted.model.to(accelerator.device))
+        model = accelerator.prepare_model(adapted.model.to(accelerator.device), evaluation_mode=True)
+        value = chooser.validate(model)
         return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
     epoch_size = len(mixture or rows)
     plans = plan_stages(adapted.stages, epoch_size, config)
@@ -218,6 +230,8 @@ def train(
 
     adapted.model.to(accelerator.device)
     names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
+    if accelerator.num_processes > 1:
+        _run_all_layers(adapted.model, progress)
     if config.activation_checkpointing:
         _checkpoint_activations(adapted.model)
     start = {id(p): p.detach().clone() for p in adapted.parts.body} if config.l2_sp else {}
@@ -235,14 +249,17 @@ def train(
     if accelerator.is_main_process:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     budget = 0
+    model: Any = None
     with log_file as log, window_by_window() as notice, closing(layers):
         for plan in plans:
             if features is not None:
                 features.begin(plan.stage)
+            if plan.first_step == plan.schedule_first and state.step >= plan.first_step:
+                schedule_began = _seconds_at(plan.schedule_first, state)
             if state.stopped_early or state.step >= plan.first_step + plan.steps or _time_is_up(state, config):
                 continue
-            if plan.first_step == plan.schedule_first:
-                schedule_began = _seconds_at(plan.schedule_first, state)
+            if state.step == plan.first_step:
+                state = replace(state, bad_validations=0)
             model, optimizer = _prepare(adapted, plan.stage, names, config, start, accelerator)
             flat = not find_stacks(model).reason
             if folder.resume_from is not None and state.step > plan.first_step:
@@ -284,7 +301,10 @@ def train(
                 due = config.validation_steps or per_epoch
                 time_is_up = _time_is_up(state, config)
                 if state.step % due == 0 or state.step == last_step or time_is_up:
-                    state = _validate(state, model, chooser, names, per_epoch, config, folder, accelerator, progress)
+                    patience = config.patience if plan is plans[-1] or not plan.stage.own_schedule else 0
+                    state = _validate(
+                        state, model, chooser, names, per_epoch, patience, config, folder, accelerator, progress
+                    )
                     if listener is not None:
                         listener.validated(state.history[-1])
                     adapted.set_train_mode(accelerator.unwrap_model(model))
@@ -306,6 +326,8 @@ def train(
                     notice.leave(state.step, last_step)
                 if over:
                     break
+    if model is None:  # continued after its last step: it is scored in the precision that it learnt in
+        _prepare(adapted, plans[-1].stage, names, config, start, accelerator)
     selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
     if config.activation_checkpointing:
         inner = generator_inside(adapted.model)
@@ -398,12 +420,13 @@ def learn_window(
     accelerator.unscale_gradients(optimizer)
     found: Any = nn.utils.clip_grad_norm_(parameters, max_gradient_norm or math.inf)
     norm = float(found.full_tensor() if hasattr(found, "full_tensor") else found)  # of shards it is itself sharded
-    # fp16's scaler looks for itself, because overflow while it finds its scale is expected
     scaler = accelerator.scaler
-    stepped = scaler is not None or (math.isfinite(norm) and math.isfinite(total))
+    stepped = math.isfinite(norm) and math.isfinite(total)
     if stepped:
         optimizer.step()
-        stepped = not getattr(optimizer, "step_was_skipped", False)
+    elif scaler is not None:  # a fused optimizer steps over infinite gradients by itself, and nobody could tell
+        scaler.update()  # to a lower scale
+    # overflow while fp16 looks for its scale is expected
     in_search = not stepped and scaler is not None and scaler.get_scale() >= 1  # below, no scale could help
     optimizer.zero_grad(set_to_none=True)
     left_out = () if stepped else tuple(gather_object([name for b in mine for name in b.example_ids]))
@@ -561,6 +584,16 @@ def _checkpoint_activations(model: nn.Module) -> None:
     enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), quick_dropout(device))})
 
 
+def _run_all_layers(model: nn.Module, progress: ProgressBar) -> None:
+    """Turn LayerDrop off (M2M100 comes with it): processes that leave out different layers wait for each other's
+    gradients in vain."""
+    dropping = [module for module in model.modules() if getattr(module, "layerdrop", 0.0)]
+    for module in dropping:
+        module.layerdrop = 0.0  # type: ignore[assignment]
+    if dropping:
+        progress.note("layers are not left out at random (LayerDrop): processes must all run the same ones")
+
+
 def _prepare(
     adapted: Adapted,
     stage: Stage,
@@ -681,6 +714,7 @@ def _validate(
     chooser: Chooser,
     names: tuple[str, ...],
     per_epoch: int,
+    patience: int,
     config: TrainConfig,
     folder: RunFolder,
     accelerator: Accelerator,
@@ -699,11 +733,12 @@ def _validate(
         checkpoint.save_for_average(folder.checkpoints, model, names, kept, accelerator)
     if chooser.rule == "last":
         return state
-    if state.best_step < 0 or chooser.better(value, state.best_value):
+    # of several that are undefined the last is kept, as where nothing is chosen
+    if state.best_step < 0 or math.isnan(state.best_value) or chooser.better(value, state.best_value):
         checkpoint.save_best(folder.checkpoints, model, names, state.step, accelerator)
         return replace(state, best_step=state.step, best_value=value, bad_validations=0)
     bad = state.bad_validations + 1
-    stop = bool(config.patience) and bad >= config.patience
+    stop = bool(patience) and bad >= patience
     if stop:
         progress.note(f"stopping early: no better {chooser.metric} in {bad} validations")
     return replace(state, bad_validations=bad, stopped_early=stop)

@@ -23,8 +23,9 @@ ALONE = SimpleNamespace(
     num_processes=1,
     unwrap_model=lambda model: model,
     scaler=None,
+    mixed_precision="no",
 )
-SECOND = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=False, num_processes=1)
+SECOND = SimpleNamespace(wait_for_everyone=lambda: None, is_main_process=False, num_processes=1, mixed_precision="no")
 
 
 def leave_a_run(folder, finished: bool = True, config: RunConfig | None = None):

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from tiny import make_checkpoint
 from torch.nn import functional
 from toy import encoded_rows, launch_two
@@ -29,7 +31,17 @@ from hf_transfer.flattened import find_stacks
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, RunState
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import Chooser, RunFolder, WindowSums, _count, _open_log, learn_window, plan_stages, train
+from hf_transfer.train import (
+    Chooser,
+    RunFolder,
+    WindowSums,
+    _count,
+    _open_log,
+    _run_all_layers,
+    learn_window,
+    plan_stages,
+    train,
+)
 
 LABELS = {
     "single_label": LabelSpace("single_label", ("a", "b", "c")),
@@ -162,7 +174,9 @@ def test_the_stock_model_loss_would_be_wrong_under_accumulation(checkpoint):
     assert not math.isclose(float(uneven.detach()), float(torch.stack(whole).mean().detach()), rel_tol=1e-4)
 
 
-def run_training(checkpoint, folder, config, strategy="full", scores=None, examples=40, resume_from=None, **adapt):
+def run_training(
+    checkpoint, folder, config, strategy="full", scores=None, examples=40, resume_from=None, accelerator=None, **adapt
+):
     pretrained, adapted, functions = open_tiny(checkpoint, strategy, **adapt)
     rows = encoded_rows(examples, len(pretrained.tokenizer), 3)
     values = iter(scores) if scores else None
@@ -175,7 +189,8 @@ def run_training(checkpoint, folder, config, strategy="full", scores=None, examp
     progress = Silent()
     chooser = Chooser("in_domain_validation", "accuracy", True, validate)
     run_folder = RunFolder(folder / "log.jsonl", folder / "checkpoints", {"seed": 0}, resume_from)
-    result = train(adapted, rows, functions, chooser, Accelerator(), config, run_folder, 0, progress)
+    accelerator = accelerator or Accelerator()
+    result = train(adapted, rows, functions, chooser, accelerator, config, run_folder, 0, progress)
     return result, adapted, progress
 
 
@@ -198,12 +213,27 @@ def test_a_restored_step_that_scores_otherwise_ends_the_run(checkpoint, tmp_path
         run_training(checkpoint, tmp_path, config, scores=[0.9, 0.5, 0.4])
 
 
+@pytest.mark.parametrize("scores", [[math.nan, math.nan], [0.5, math.nan], [math.nan, 0.5, 0.5]])
+def test_a_step_whose_score_is_undefined_is_kept_only_where_all_are_and_ends_nothing(checkpoint, tmp_path, scores):
+    result, _, _ = run_training(checkpoint, tmp_path, TrainConfig(epochs=2, window_size=10), scores=scores * 2)
+    defined = [step for step, value in zip((4, 8), scores, strict=False) if not math.isnan(value)]
+    assert result.selection.step == (defined or [8])[0]
+
+
 def test_training_stops_early_after_patience_validations(checkpoint, tmp_path):
     config = TrainConfig(epochs=9, window_size=10, patience=2)
     result, _, progress = run_training(checkpoint, tmp_path, config, scores=[0.5, 0.6, 0.6, 0.6, 0.6])
     assert result.stopped_early
     assert result.steps == 16
     assert "stopping early: no better accuracy in 2 validations" in progress.notes
+
+
+def test_patience_does_not_run_out_before_the_strategy_has_begun(checkpoint, tmp_path):
+    """Three epochs of the head alone, which gets no better; then the strategy has its own two validations."""
+    config = TrainConfig(epochs=4, window_size=10, patience=2)
+    scores = [0.5, 0.5, 0.5, 0.4, 0.4, 0.5]
+    result, _, _ = run_training(checkpoint, tmp_path, config, scores=scores, head_first=True, head_first_epochs=3)
+    assert (result.steps, result.stopped_early) == (20, True)
 
 
 def test_the_log_has_one_record_per_step(checkpoint, tmp_path):
@@ -315,6 +345,31 @@ def test_overflow_while_fp16_looks_for_its_scale_is_counted_and_ends_nothing():
     assert _count(state, 7, WindowSums(), 0.0).skipped_in_a_row == 0
 
 
+@pytest.mark.parametrize(("factor", "steps"), [(math.inf, False), (math.nan, False), (1.0, True)])
+def test_a_fused_step_that_the_scaler_leaves_out_is_told_as_left_out(checkpoint, factor, steps):
+    """The optimizer is called all the same, and its kernel steps over infinite gradients by itself."""
+    _, adapted, functions = open_tiny(checkpoint)
+    accelerator = Accelerator()
+    scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = AcceleratedOptimizer(torch.optim.AdamW(adapted.model.parameters(), fused=True), scaler=scaler)
+
+    def backward(loss):
+        scaler.scale(loss * factor).backward()
+
+    def unscale(which):
+        scaler.unscale_(which.optimizer)
+
+    accelerator.backward, accelerator.unscale_gradients = backward, unscale
+    before = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
+    batch = functions.make_batch(encoded_rows(4, 40, 3)[:4])
+    sums = learn_window(adapted.model, [(batch, True)], functions.loss_function, optimizer, 1.0, accelerator)
+    changed = [name for name, p in adapted.model.named_parameters() if not torch.equal(p, before[name])]
+    assert (sums.stepped, bool(changed)) == (steps, steps)
+    assert len(sums.not_finite) == (0 if steps else 4)
+    assert scaler.get_scale() == (4.0 if steps else 2.0)
+    assert sums.in_search == (not steps)
+
+
 @pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "probe"])
 def test_a_resumed_run_equals_the_uninterrupted_one(checkpoint, tmp_path, strategy):
     config = TrainConfig(epochs=3, window_size=10, checkpoint_steps=5, learning_rate=1e-3, keep_checkpoints=3)
@@ -405,6 +460,20 @@ def test_stages_are_laid_end_to_end():
     ]
     plans = plan_stages((thaw, thaw, rest), 100, TrainConfig(epochs=1, window_size=10))
     assert [(p.first_step, p.steps) for p in plans] == [(0, 10)]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(30, [(0, 10), (10, 20)]), (8, [(0, 4), (4, 4)]), (1, [(0, 1)])])
+def test_steps_that_were_asked_for_hold_the_stage_of_the_head(steps, expected):
+    stages = (Stage("head", (), 1.0, own_schedule=True), Stage("rest", ()))
+    plans = plan_stages(stages, 100, TrainConfig(max_steps=steps, window_size=10))
+    assert [(p.first_step, p.steps) for p in plans] == expected
+    assert plans[-1].schedule_steps == expected[-1][1]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.1, 110), (0.07, 7), (0.071, 8), (0.001, 1)])
+def test_part_of_an_epoch_is_as_many_windows_as_arithmetic_says(epochs, steps):
+    (plan,) = plan_stages((Stage("all", ()),), 1000, TrainConfig(epochs=epochs, window_size=10))
+    assert plan.steps == steps
 
 
 # a limit of seconds
@@ -525,3 +594,69 @@ def test_a_stage_with_its_own_schedule_warms_up_though_time_has_passed(checkpoin
     run_training(checkpoint, tmp_path, config, head_first=True)
     (first_of_stage,) = rates(tmp_path, 1e-2)[4:5]
     assert first_of_stage < 0.5
+
+
+def test_a_run_that_is_continued_in_its_third_stage_knows_when_its_schedule_began(
+    checkpoint, tmp_path, half_second_steps
+):
+    config = replace(TIMED, max_seconds=8.0, checkpoint_steps=10)
+    about = {"strategy": "freeze", "freeze": "0", "head_first": True, "gradual_unfreezing": True}
+    run_training(checkpoint, tmp_path, config, **about)
+    log = logged(tmp_path, "step", "learning_rate")
+    run_training(checkpoint, tmp_path, config, resume_from=tmp_path / "checkpoints" / "step-10", **about)
+    assert logged(tmp_path, "step", "learning_rate") == log
+
+
+# what surrounds the loop
+
+
+def in_half_precision():
+    AcceleratorState._reset_state(True)
+    return Accelerator(mixed_precision="bf16", cpu=True)
+
+
+@pytest.fixture
+def afterwards_in_full_precision():
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("afterwards_in_full_precision")
+def test_a_run_continued_after_its_last_step_is_scored_in_the_precision_that_it_learnt_in(checkpoint, tmp_path):
+    config = TrainConfig(epochs=2, window_size=10, checkpoint_steps=4, learning_rate=1e-3)
+    scores = []
+    for resume_from in (None, tmp_path / "checkpoints" / "step-8"):
+        _, adapted, _ = run_training(
+            checkpoint, tmp_path, config, resume_from=resume_from, accelerator=in_half_precision()
+        )
+        scores.append(adapted.model(input_ids=torch.tensor([[2, 9, 3, 4]])).logits)
+    assert torch.equal(*scores)
+    plain = Accelerator().unwrap_model(adapted.model, keep_fp32_wrapper=False)
+    assert not torch.equal(plain(input_ids=torch.tensor([[2, 9, 3, 4]])).logits, scores[0]), "or this says nothing"
+
+
+@pytest.mark.usefixtures("afterwards_in_full_precision")
+def test_what_learns_nothing_is_scored_in_the_precision_of_the_others(checkpoint, tmp_path):
+    _, adapted, functions = open_tiny(checkpoint)
+    adapted, kinds = replace(adapted, stages=()), []
+
+    def validate(model):
+        model.classifier.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+        model(input_ids=torch.tensor([[2, 9, 3]]))
+        return 0.0
+
+    folder = RunFolder(tmp_path / "log.jsonl", tmp_path / "checkpoints")
+    chooser = Chooser("last", "accuracy", True, validate)
+    train(adapted, None, functions, chooser, in_half_precision(), TrainConfig(), folder, 0, Silent())
+    assert kinds == [torch.bfloat16]
+
+
+def test_several_processes_run_all_layers(tmp_path):
+    pretrained, _, _ = open_tiny(make_checkpoint(tmp_path, "bart"))
+    pretrained.model.model.encoder.layerdrop = 0.5
+    said = Silent()
+    _run_all_layers(pretrained.model, said)
+    assert not any(getattr(module, "layerdrop", 0.0) for module in pretrained.model.modules())
+    assert len(said.notes) == 1
+    _run_all_layers(pretrained.model, said)
+    assert len(said.notes) == 1

@@ -27,7 +27,7 @@ from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.dropout import QuickDropout
 from hf_transfer.errors import RunError
 from hf_transfer.flattened import flattened, real_tokens
-from hf_transfer.folder import deciding_settings, open_run_folder
+from hf_transfer.folder import open_run_folder, run_identity
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, RunState
 from hf_transfer.tasks import TASKS
@@ -239,7 +239,7 @@ def test_a_run_continued_in_another_folder_brings_the_weights_that_it_may_end_wi
     state = RunState(step=4)
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    identity = {"fingerprint": "x", "seed": config.seed, **deciding_settings(config)}
+    identity = run_identity(config, "x", Accelerator())
     save_checkpoint(old, model, ["weight"], optimizer, state, identity, 2, Accelerator())
     (old / kept).mkdir(parents=True)
     (old / kept / "parameters.safetensors").write_text("weights")
