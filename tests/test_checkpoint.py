@@ -283,6 +283,36 @@ def test_steps_to_average_that_are_damaged_are_not_averaged(run, damage):
         load_average(run.folder, run.model, (2, 4), run.accelerator)
 
 
+def averaging(run, monkeypatch, steps, count=2):
+    """A checkpoint at the last of ``steps``, each of which was validated and may be averaged, the last ``count``."""
+    monkeypatch.setitem(IDENTITY, "train.average_checkpoints", count)
+    for last in range(1, len(steps) + 1):
+        save_for_average(run.folder, run.model, NAMES, steps[:last][-count:], run.accelerator)
+    return run.save(
+        steps[-1], state=replace(STATE, best_step=-1, history=tuple({"step": n, "value": 0} for n in steps))
+    )
+
+
+def test_steps_that_a_checkpoint_averages_outlive_those_that_came_after_it(run, monkeypatch):
+    """A run that goes on from there may end before it comes past them again."""
+    path = averaging(run, monkeypatch, (1, 2, 3))
+    for steps in ((3, 4), (4, 5), (5, 6)):
+        save_for_average(run.folder, run.model, NAMES, steps, run.accelerator)
+    assert names_in(run.folder / "average") == {"at-2", "at-3", "at-5", "at-6"}
+    assert find_checkpoint_to_resume(run.folder, "auto") == (path, [])
+    load_average(run.folder, run.model, (2, 3), run.accelerator)
+
+
+@pytest.mark.parametrize("damage", [lose_it, truncate, flip_a_bit])
+def test_a_checkpoint_whose_steps_to_average_are_damaged_is_passed_over(run, monkeypatch, damage):
+    path = averaging(run, monkeypatch, (1, 2, 3))
+    assert find_checkpoint_to_resume(run.folder, "auto") == (path, [])
+    damage(run.folder / "average" / "at-2")
+    found, (note,) = find_checkpoint_to_resume(run.folder, "auto")
+    assert found is None
+    assert note.startswith("checkpoint step-3 passed over: the parameters to be averaged, average/at-2: ")
+
+
 def test_there_may_be_nothing_to_resume(run):
     assert find_checkpoint_to_resume(run.folder, None) == (None, [])
     assert find_checkpoint_to_resume(run.folder, "auto") == (None, [])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,20 @@ def text_of(config: RunConfig) -> Text:
 
 def never(*arguments, **settings):
     raise AssertionError("nothing is trained here")
+
+
+@pytest.mark.parametrize(("resume", "wanted"), [(None, None), ("auto", "auto"), ("runs/x/checkpoints/step-4", "auto")])
+def test_a_control_goes_on_from_its_own_checkpoint_whatever_the_run_goes_on_from(headless, source, resume, wanted):
+    config = config_of(headless, source, train=TrainConfig(precision="fp32", resume=resume))
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(FEW, controls=("scratch",)))
+    asked = []
+
+    def adapt(inside, text, keep_model, stage):
+        asked.append(inside.train.resume)
+        return SimpleNamespace(results={"scores": []})
+
+    assert score_controls(config, text_of(config), adapt) == ([{"scores": []}], [])
+    assert asked == [wanted]
 
 
 # before

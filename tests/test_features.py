@@ -196,6 +196,19 @@ def test_random_weights_of_another_vocabulary_do_not_share_rows(folders):
     assert body_key(small, 0, None) != body_key(small, 1, None)
 
 
+def test_rows_of_another_precision_are_not_shared(folders):
+    """Here of the CPU, of which torch's question without a device knows nothing."""
+    adapted, pretrained = fresh(folders["bert"])
+    with looked_up(adapted, "weights", FeatureStore(), trial_of(rows_for(pretrained), pretrained)):
+        plain = logits(adapted, inputs_of(TEXT))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = logits(adapted, inputs_of(TEXT))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(half, logits(adapted, inputs_of(TEXT)))
+    assert torch.equal(plain, logits(adapted, inputs_of(TEXT)))
+    assert not torch.equal(plain, half)
+
+
 def test_weights_of_another_name_do_not_share_rows(folders):
     store = FeatureStore()
     other_weights = dict.fromkeys(("first", "second"))

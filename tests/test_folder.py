@@ -154,6 +154,24 @@ def test_a_run_that_continues_keeps_its_checkpoints_and_its_log(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("resume", ["auto", None])
+def test_a_run_that_continues_keeps_the_checkpoints_of_its_controls(tmp_path, resume):
+    leave_a_run(tmp_path, finished=False)
+    save_step(tmp_path, open_run_folder(config_for(tmp_path / "other"), "f", ALONE)[0].identity)
+    save_step(tmp_path / "controls" / "scratch", {})
+    open_run_folder(config_for(tmp_path, train=TrainConfig(resume=resume)), "f", ALONE)
+    assert (tmp_path / "controls" / "scratch" / "checkpoints" / "step-3").exists() == (resume is not None)
+
+
+def test_a_checkpoint_of_another_precision_is_not_continued_whatever_auto_has_become(tmp_path):
+    config = config_for(tmp_path, train=TrainConfig(resume="auto"))
+    half = SimpleNamespace(**vars(ALONE) | {"mixed_precision": "bf16"})
+    save_step(tmp_path, open_run_folder(config, "f", half)[0].identity)
+    with pytest.raises(InputError, match=r"train\.precision was 'bf16', now 'fp32'"):
+        open_run_folder(config, "f", ALONE)
+    assert open_run_folder(config, "f", half)[0].done_steps == 3
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

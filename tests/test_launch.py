@@ -152,6 +152,14 @@ def test_runs_of_one_process_may_have_different_precisions(monkeypatch):
     assert [accelerator.native_amp for accelerator in found] == [False, True, True, False]
 
 
+def test_a_number_in_the_environment_does_not_divide_gradients_once_more(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    accelerator = start_processes(TrainConfig(precision="fp32"), "bert", stages=1)
+    weight = torch.ones((), requires_grad=True)
+    accelerator.backward(weight * 3)
+    assert float(weight.grad) == 3.0
+
+
 def test_under_fsdp_all_runs_of_a_process_have_the_precision_of_the_first(monkeypatch):
     found = {"_mixed_precision": "bf16", "distributed_type": DistributedType.FSDP}
     monkeypatch.setattr(launch.AcceleratorState, "_shared_state", found)
