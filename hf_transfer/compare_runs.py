@@ -221,7 +221,8 @@ def _settings(config: CompareConfig, texts: Texts) -> Iterator[Setting]:
         return
     splits = _source_text(config, texts).splits
     yield Setting(splits.train_domains)
-    shifted = [domain for domain in splits.test if splits.role(domain) == "shifted"]
+    general = () if splits.general is None else set(splits.general["domain"])  # learnt from by no target's name
+    shifted = [name for name in splits.test if splits.role(name) == "shifted" and name not in general]
     unknown = [domain for domain in data.target_domains if domain not in shifted]
     if unknown:
         raise InputError(
@@ -304,16 +305,23 @@ def _adapt_settings(adapt: AdaptConfig, name: str) -> AdaptConfig:
 
 
 def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) -> TrainConfig:
-    """The loop's settings with the comparison's budget: the same number of steps with and without the source."""
+    """The loop's settings with the comparison's budget: beside target examples, as many steps with the source as
+    without it, which are those that the source with them takes."""
     train = dataclasses.replace(config.train, resume="auto", learning_rate=config.learning_rate_of(name))
     if config.budget.examples is not None:
         train = dataclasses.replace(train, max_steps=math.ceil(config.budget.examples / train.window_size))
     if config.budget.seconds is not None:
         train = dataclasses.replace(train, max_seconds=config.budget.seconds)
-    if not setting.with_source and train.max_steps is None:
-        source_count = len(_source_text(config, texts).splits.train)
-        windows = window_count(source_count + setting.target_examples, train.window_size)
-        train = dataclasses.replace(train, max_steps=max(1, math.ceil(train.passes * windows)))
+    if setting.target_examples and train.max_steps is None:
+        splits = _source_text(config, texts).splits
+        examples = len(splits.train) + setting.target_examples
+        share = (config.data.general_share or 0.5) if name == "mixed" else config.data.general_share or 0.0
+        if name in ("mixed", "interpolated") and splits.general is not None:
+            examples += min(round(examples * share / (1 - share)), len(splits.general))
+        from_scratch = config.model.checkpoint.startswith("scratch:")
+        passes = train.passes if name == "scratch" else train.passes_of(config.task, from_scratch)
+        steps = math.ceil(round(passes * window_count(examples, train.window_size), 6))
+        train = dataclasses.replace(train, max_steps=max(1, steps))
     return train
 
 

@@ -432,14 +432,16 @@ class TrainConfig:
 
     def settled(self, task: str, strategy: str, from_scratch: bool) -> TrainConfig:
         """With passes, the task's own label smoothing and, for translation, which has no head, its rates filled in."""
-        epochs = self.epochs
-        if epochs is None:
-            epochs = SCRATCH_EPOCHS if from_scratch and task == "translation" else EPOCHS
+        epochs = self.passes_of(task, from_scratch)
         smoothing = LABEL_SMOOTHING[task] if self.label_smoothing is None else self.label_smoothing
         rate = self.learning_rate
         if task == "translation" and rate is None:
             rate = SCRATCH_RATES[task] if from_scratch else RATES[task][strategy]
         return dataclasses.replace(self, epochs=epochs, label_smoothing=smoothing, learning_rate=rate)
+
+    def passes_of(self, task: str, from_scratch: bool) -> float:
+        """``epochs``, or what they are of pretrained or random weights."""
+        return SCRATCH_EPOCHS if self.epochs is None and from_scratch and task == "translation" else self.passes
 
     @property
     def passes(self) -> float:
@@ -694,7 +696,7 @@ class BudgetConfig:
     """What each run of a comparison may spend, in place of epochs."""
 
     examples: int | None = None
-    """Examples that each run learns from, repeats counted; a whole number of windows is taken."""
+    """Examples that each run learns from, repeats counted; a whole number of windows is taken. What is solved and not learnt in steps, `tfidf` and probes with `adapt.probe_layers`, always has all of train."""
     seconds: float | None = None
     """Seconds of training for each run; `train.epochs` remains the upper limit."""
 
