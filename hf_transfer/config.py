@@ -378,7 +378,7 @@ class TrainConfig:
     validation_steps: int = 0
     """Optimizer steps between validations; 0 validates at the end of each epoch."""
     patience: int = 0
-    """Stop after this many validations without a better one; 0 never stops early."""
+    """Stop after this many validations without a better one, counted in each stage and not in the head's of `adapt.head_first`; 0 never stops early."""
     checkpoint_steps: int = 0
     """Optimizer steps between checkpoints for resuming; 0 writes none."""
     keep_checkpoints: int = 2

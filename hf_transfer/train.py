@@ -209,8 +209,8 @@ def train(
         Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
-        model = accelerator.prepare_model(adapted.model.to(accelerator.device), evaluation_mode=True)
-        value = chooser.validate(model)
+        whole = accelerator.prepare_model(adapted.model.to(accelerator.device), evaluation_mode=True)
+        value = chooser.validate(whole)
         return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
     epoch_size = len(mixture or rows)
     plans = plan_stages(adapted.stages, epoch_size, config)
