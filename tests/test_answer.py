@@ -246,6 +246,35 @@ def test_an_undefined_score_is_called_one():
     assert found[-1] == "The loss outside its train domains is undefined."
 
 
+def with_undefined(joined, *against):
+    """The comparisons against ``against`` as they are where a resample, or the score itself, has no value."""
+    nothing = dict.fromkeys(("difference", "low", "high", "p_value", "p_adjusted")) | {"verdict": "undefined"}
+    changed = [item | (nothing if item["b"] in against else {}) for item in joined["comparisons"]]
+    return answer(joined | {"comparisons": changed})
+
+
+def test_an_undefined_difference_is_neither_a_finding_nor_the_want_of_one():
+    runs = [run_of("lora"), run_of("full", -0.2), run_of("tfidf", -0.2), run_of("scratch", -0.3)]
+    joined = join(runs, config=compare_config())
+    bag = "The difference between LoRA and TF-IDF with logistic regression on books and dvd is undefined."
+    assert with_undefined(joined, "tfidf") == [bag, *joined["answer"]]
+    assert with_undefined(joined, "scratch", "tfidf")[:2] == [
+        bag,
+        "LoRA of org/small-bert reaches 90.0% accuracy on books and dvd; the difference from training from scratch is "
+        "undefined.",
+    ]
+    assert with_undefined(joined, "scratch", "tfidf", "full", "in-domain")[2:] == [
+        "The loss outside its train domains is undefined.",
+    ]
+
+
+def test_the_gain_is_over_the_first_reference_from_which_the_difference_is_defined():
+    joined = join([run_of("lora"), run_of("tfidf", -0.2), run_of("scratch", -0.3)], config=compare_config())
+    first = with_undefined(joined, "scratch")[0]
+    assert first.startswith("LoRA of org/small-bert gains 20.0 points (95% interval ")
+    assert first.endswith(") over TF-IDF with logistic regression on books and dvd, reaching 90.0% accuracy.")
+
+
 # ---- several directions ----------------------------------------------------------------------------------------
 
 DOMAINS = ("books", "dvd", "kitchen", "apps")
@@ -289,6 +318,18 @@ def test_half_of_the_sources_is_not_enough():
         ]
         runs[place] = run_results("tfidf", 0, dict.fromkeys(DOMAINS, 0.4), train=[source])
     assert told(*runs)[0] == "In its train domain LoRA beats TF-IDF with logistic regression for only 2 of 4 sources."
+
+
+def test_undefined_differences_of_several_sources_are_not_counted():
+    joined = join(matrix({"lora": 0.9, "full": 0.8, "tfidf": 0.7}), config=compare_config())
+    reached, better, loss = with_undefined(joined, "tfidf")
+    assert better == "Elsewhere it is better than full fine-tuning for 4 of 4 sources."
+    assert loss == joined["answer"][-1]
+    nowhere = [reached, "The loss outside its train domain is undefined."]
+    assert with_undefined(joined, "tfidf", "full", "in-domain") == nowhere
+    for row in joined["summary"]:
+        row["shifted_mean"] = None
+    assert with_undefined(joined, "tfidf", "full", "in-domain")[1:] == nowhere[1:], "nor has the gap a value"
 
 
 def test_leave_one_out_speaks_of_sets_of_domains():
@@ -358,7 +399,7 @@ def test_many_target_domains_are_counted():
 CLAIMS = r"\b(gains|loses|better than LoRA|lowers|raises|rises|falls|helps with|hurts with)\b|beyond noise for [1-9]"
 
 
-@pytest.mark.parametrize("seen", ["no evidence", "too few examples"])
+@pytest.mark.parametrize("seen", ["no evidence", "too few examples", "undefined"])
 def test_without_a_finding_nothing_is_claimed(seen):
     bases = (
         [run_of("lora"), run_of("full", -0.2), run_of("tfidf", -0.2), *with_target({16: (0.6, 0.85)}, "lora")],
@@ -378,7 +419,7 @@ def test_without_a_finding_nothing_is_claimed(seen):
 def test_every_mix_of_verdicts_makes_whole_sentences_that_agree_with_them():
     runs = [run_of("lora"), run_of("full", -0.01), run_of("tfidf", -0.01), run_of("scratch", -0.01)]
     joined = join(runs, config=compare_config())
-    verdicts = ("helps", "hurts", "no evidence", "too few examples")
+    verdicts = ("helps", "hurts", "no evidence", "too few examples", "undefined")
     for against_tfidf, against_scratch, against_full, outside in itertools.product(verdicts, repeat=4):
         changed = copy.deepcopy(joined)
         wanted = {"tfidf": against_tfidf, "scratch": against_scratch, "full": against_full, "in-domain": outside}
@@ -451,6 +492,16 @@ def test_no_change_of_a_translation_is_no_gain_and_nothing_forgotten():
     assert found[0].startswith("Full fine-tuning of org/small-bert reaches ")
     assert " BLEU in emea, with no evidence of a difference from the checkpoint as it comes (" in found[0]
     assert re.match(r"There is no evidence of a change on average over 2 other domains: [-+]\d\.\d points, ", found[-1])
+
+
+def test_undefined_differences_of_translations_are_called_so():
+    runs = [translation_run(name) for name in ("before", "scratch", "full")]
+    joined = join(runs, config=compare_config())
+    found = with_undefined(joined, "before", "scratch")
+    assert found[0].endswith(" BLEU on emea; the difference from training from scratch is undefined.")
+    assert found[1:] == ["What was forgotten in other domains is undefined."]
+    gain = with_undefined(joined, "scratch")[0]
+    assert " over the checkpoint as it comes, reaching " in gain and "scratch" not in gain
 
 
 def test_a_fallen_error_rate_is_told_as_one():

@@ -333,6 +333,23 @@ def test_verdicts_become_advice():
     assert "Worse than tfidf (a bag of words) on apps: there, use that instead." in said
 
 
+def with_undefined(results, *domains):
+    """The comparisons on ``domains`` as they are where the difference has no value."""
+    nothing = dict.fromkeys(("difference", "low", "high", "p_value")) | {"verdict": "undefined"}
+    changed = [item | (nothing if item["domain"] in domains else {}) for item in results["comparisons"]]
+    return results | {"comparisons": changed}
+
+
+def test_an_undefined_difference_is_called_so_in_the_card():
+    results = with_undefined(results_of(), "dvd", "apps")
+    said = [sentence for sentence in limits(results) if "tfidf" in sentence]
+    assert said == [
+        "The difference from tfidf (a bag of words) is undefined on dvd and apps.",
+        "Better than tfidf (a bag of words) on books and kitchen.",
+    ]
+    assert ["apps", "tfidf", "undefined", "", "undefined"] in rows_of(make_card(results, "me/model"))
+
+
 def test_use_and_limits_follow_from_the_numbers():
     said = limits(results_of())
     assert said[0] == "Made to label text like that of books and kitchen, where it reaches 87.5% accuracy (mean of 2)."

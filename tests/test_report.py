@@ -409,6 +409,25 @@ def test_the_answer_counts_the_verdicts_against_each_control():
     assert headline(make_controlled_results()).endswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("domains", "expected"),
+    [
+        (("apps",), "2 of 4 domains and hurts on 0; on 1 there is no evidence either way; on 1 the difference is "),
+        (("dvd", "apps"), "2 of 4 domains and hurts on 0; on 2 the difference is "),
+        (tuple(ACCURACY), "0 of 4 domains and hurts on 0; on 4 the difference is "),
+    ],
+)
+def test_undefined_differences_are_counted_apart(domains, expected):
+    results = make_controlled_results()
+    nothing = dict.fromkeys(("difference", "low", "high", "p_value")) | {"verdict": "undefined"}
+    results["comparisons"] = [i | (nothing if i["domain"] in domains else {}) for i in results["comparisons"]]
+    assert headline(results).endswith(f"Compared with tfidf it helps on {expected}undefined.")
+    rows = [row for row in cells_of(to_markdown(results)) if row[2:3] == ["adapted against tfidf"]]
+    assert [row[3:] for row in rows if row[0] in domains] == [["undefined", "", "undefined", "undefined"]] * len(
+        domains
+    )
+
+
 def test_a_single_domain_has_no_gap():
     scores = make_scores({"books": ("in_domain", (0.9, 0.84, 0.95))})
     shift = make_shift(scores, in_domain_mean=0.9, shifted_mean=NAN, gap=NAN, worst_domain="books")

@@ -214,7 +214,8 @@ class _OneDirection(_Sentences):
         elif found["verdict"] == "too few examples":
             yield f"{self.subject()} reaches {reached} on {self.home}: too few test examples for a conclusion."
         elif found["verdict"] == "undefined":
-            yield f"{self.subject()} reaches {reached} on {self.home}; against {self.names[other]} that is undefined."
+            reference = self.names[other]
+            yield f"{self.subject()} reaches {reached} on {self.home}; the difference from {reference} is undefined."
         elif found["verdict"] != "no evidence":
             against = "over" if found["verdict"] == "helps" and self.rises else "against"
             end = f"reaching {reached if self.rises else format_value(self.metric, value)}"
@@ -434,11 +435,14 @@ class _ManyDirections(_Sentences):
     def shift(self) -> Iterable[str]:
         found = [c for c in self.results["comparisons"] if c["question"] == "shift" and c["a"] == self.best]
         in_domain, shifted = self._mean("in_domain_mean"), self._mean("shifted_mean")
+        verdicts = Counter(item["verdict"] for item in found)
+        outside = f"outside {self.inside}"
+        if verdicts["undefined"] and sum(verdicts[name] for name in NO_TEST) == len(found):
+            yield f"the loss {outside} is undefined."
+            return
         if not found or in_domain is None or shifted is None:
             return
-        verdicts = Counter(item["verdict"] for item in found)
         gap = format_difference(self.metric, (in_domain - shifted) if self.rises else (shifted - in_domain))
-        outside = f"outside {self.inside}"
         if verdicts["hurts"]:
             gains = f", a gain for {verdicts['helps']}" if verdicts["helps"] else ""
             yield (
@@ -447,8 +451,6 @@ class _ManyDirections(_Sentences):
             )
         elif verdicts["too few examples"] == len(found):
             yield f"there are too few test examples to say what is lost {outside}."
-        elif sum(verdicts[name] for name in NO_TEST) == len(found):
-            yield f"the loss {outside} is undefined."
         else:
             yield f"there is no evidence of a loss {outside} for any of {len(found)} sources: the mean gap is {gap}."
 

@@ -105,12 +105,14 @@ def _against_controls(results: Results) -> Iterator[str]:
     mine = [item for item in results["comparisons"] if item["a"] == "adapted" and item["metric"] == main]
     simpler = {"tfidf": "a bag of words", "majority": "always the most frequent class"}
     for control in dict.fromkeys(item["b"] for item in mine):
-        of = {verdict: _names(mine, control, verdict) for verdict in ("hurts", "no evidence", "helps")}
+        of = {verdict: _names(mine, control, verdict) for verdict in ("hurts", "no evidence", "undefined", "helps")}
         name = f"{escape(control)}" + (f" ({simpler[control]})" if control in simpler else "")
         if of["hurts"]:
             yield f"Worse than {name} on {domains_in_words(of['hurts'])}: there, use that instead."
         if of["no evidence"]:
             yield f"No evidence that it differs from {name} on {domains_in_words(of['no evidence'])}."
+        if of["undefined"]:
+            yield f"The difference from {name} is undefined on {domains_in_words(of['undefined'])}."
         if of["helps"]:
             yield f"Better than {name} on {domains_in_words(of['helps'])}."
 
