@@ -72,15 +72,14 @@ def _elsewhere(results: Results, rows: Sequence[DomainRow]) -> Iterator[str]:
             f"On {where}, which it was not trained on, it reaches {format_value(metric, mean)} "
             f"{escape(metric_words(metric))}{least}; texts differ in difficulty, so this is no measure of what is lost."
         )
-    elif gap > 0:
+    else:  # of the means only: some of the domains may be better than its own and others worse
+        on, average = ("On average over", " on average") if len(others) > 1 else ("On", "")
+        own = sum(row.role == "in_domain" for row in rows)
+        home = format_value(metric, shift["in_domain_mean"]) + (" on its own" if own == 1 else f" over its own {own}")
+        worse = f"worse by {format_difference(metric, gap)}" if gap > 0 else "no worse"
         yield (
-            f"Expect less elsewhere: on {where}, which it was not trained on, it reaches {format_value(metric, mean)}"
-            f"{least}. Other domains than these were not tried."
-        )
-    else:
-        yield (
-            f"On {where}, which it was not trained on, it does no worse ({format_value(metric, mean)}{least}). That "
-            "holds for these domains; others were not tried."
+            f"{on} {where}, which it was not trained on, it reaches {format_value(metric, mean)} "
+            f"{escape(metric_words(metric))}{least}, against {home}: {worse}{average}. Other domains were not tried."
         )
 
 
