@@ -361,6 +361,17 @@ def test_use_and_limits_follow_from_the_numbers():
     assert "one run with seed 0" in said[-1] and "Text beyond 256 tokens was cut off." in said[-1]
 
 
+@pytest.mark.parametrize(
+    ("dropped", "expected"),
+    [(0, "1 exactly, 2 nearly"), (5, "1 exactly, 2 nearly; their 5 twins there were removed")],
+)
+def test_scores_are_called_too_high_only_where_twins_were_learnt_from(dropped, expected):
+    results = results_of()
+    results["data"]["leaks"]["dropped"] = dropped
+    assert any("too high" in sentence for sentence in limits(results)) == (not dropped)
+    assert ["Test examples also in train", expected] in rows_of(make_card(results, "me/model"))
+
+
 def test_no_gap_is_no_promise():
     results = make_results(make_shift(shifted_mean=0.88, gap=-0.005))
     assert limits(results)[1] == (

@@ -271,7 +271,8 @@ def _data(results: Results) -> str:
         "Examples": ", ".join(f"{data['examples'][split]:,} {split}" for split in ("train", "validation", "test")),
         "Trained on": domains_in_words(data["train_domains"], most=30),
         "Splits": escape(data["rule"]),
-        "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly",
+        "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly"
+        + (f"; their {leaks['dropped']:,} twins there were removed" if leaks["dropped"] else ""),
         cut: f"{data['truncated']:,} examples" + (f", at {max_length:,} tokens" if max_length else ""),
         "sha256 of the rows": escape(data["fingerprint"]),
     }

@@ -151,7 +151,7 @@ def _outputs(results: Results) -> Iterator[str]:
 def _leaks(results: Results) -> Iterator[str]:
     leaks = results["data"]["leaks"]
     count = leaks["exact"] + leaks["near"]
-    if count:
+    if count and not leaks["dropped"]:
         yield (
             f"{count:,} test example{'s' * (count > 1)} also stand{'s' * (count == 1)} in train, exactly or nearly, so "
             "scores may be a little too high."
