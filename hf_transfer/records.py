@@ -52,7 +52,7 @@ class Leaks:
     inside_train: int = 0
     """Train examples whose text occurred earlier in train."""
     dropped: int = 0
-    """Train and validation examples removed by ``data.drop_leaks``."""
+    """Examples removed by ``data.drop_leaks`` from train, validation and what target examples are drawn from."""
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def split_and_check(
     if data.drop_leaks and not problems:
         everything = train | validation | pool | mixed | mixed_validation
         leaks, twins = _leaks(table, everything, test_rows, data.near_duplicate_threshold)
-        leaks = replace(leaks, dropped=int((twins & (everything & ~pool)).sum()))
+        leaks = replace(leaks, dropped=int(twins.sum()))
         train, validation, pool = train & ~twins, validation & ~twins, pool & ~twins
         mixed, mixed_validation = mixed & ~twins, mixed_validation & ~twins
     train, validation, validation_notes = _mend_validation(facts, train, validation)

@@ -526,6 +526,8 @@ def test_drop_leaks_keeps_twins_of_test_rows_out_of_the_target_examples():
     clean = split(LEAKING_TARGET, target_examples=(everything - 6,), drop_leaks=True, **settings)
     assert len(drawn(clean, "dvd")) == everything - 6
     assert not drawn(clean, "dvd") & twins
+    assert (clean.leaks.exact, clean.leaks.dropped) == (3, 3), "the fourth is lent to validation, none is in books"
+    assert "their 3 twins there were removed" in clean.notes[-1] and "flatter" not in " ".join(clean.notes)
 
 
 def test_target_examples_are_as_many_as_asked_for_or_refused_where_leaks_are_dropped():
