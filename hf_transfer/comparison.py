@@ -111,7 +111,8 @@ def compare_with_controls(
 ) -> dict[str, Any]:
     """The results of a run with the scores of its controls, and the run compared with each of them by domain.
 
-    A run of translation is compared on means over domains too, and with the control ``before`` gets a ``ledger``.
+    It is compared on means over domains too, as ``join`` compares the same run: families of other sizes would give the
+    same comparison another verdict. A run of translation with the control ``before`` gets a ``ledger``.
     """
     joined = dict(results)
     joined["scores"] = [*results["scores"], *(score for control in controls for score in control["scores"])]
@@ -127,7 +128,7 @@ def compare_with_controls(
             found.append(
                 _comparison("control", domain, "adapted", control.strategy, difference, tests.metric, None, is_alone)
             )
-        for words, difference in _on_means([runs[0]], [control], tests) if _is_translation(results) else ():
+        for words, difference in _on_means([runs[0]], [control], tests):
             found.append(_comparison("control", words, "adapted", control.strategy, difference, tests.metric))
     joined["comparisons"] = plain(with_verdicts(found, evaluate.confidence))
     if _is_translation(results):

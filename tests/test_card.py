@@ -30,6 +30,7 @@ from hf_transfer.report import card as maker
 from hf_transfer.report import describe_environment
 from hf_transfer.report.card_limits import limits
 from hf_transfer.report.card_metadata import TASK_TAGS, head_problems, leaderboard_files
+from hf_transfer.report.markdown import to_markdown
 
 LICENCE = {"license": "other", "license_name": "my-licence", "license_link": "https://example.org/licence"}
 
@@ -338,6 +339,16 @@ def with_undefined(results, *domains):
     nothing = dict.fromkeys(("difference", "low", "high", "p_value")) | {"verdict": "undefined"}
     changed = [item | (nothing if item["domain"] in domains else {}) for item in results["comparisons"]]
     return results | {"comparisons": changed}
+
+
+def test_tables_by_domain_leave_out_the_means():
+    results = results_of()
+    means = [results["comparisons"][0] | {"domain": words} for words in ("in-domain", "shifted domains")]
+    more = results | {"comparisons": [*results["comparisons"], *means]}
+    assert make_card(more, "me/model") == make_card(results, "me/model")
+    assert to_markdown(more) == to_markdown(results)
+    more["data"]["test_domains"]["in-domain"] = 120
+    assert "on books, kitchen and in-domain." in make_card(more, "me/model"), "a domain may have that name"
 
 
 def test_an_undefined_difference_is_called_so_in_the_card():

@@ -338,10 +338,28 @@ def test_a_run_is_compared_with_its_controls_domain_by_domain():
     lora, tfidf, majority = runs_of(("lora",), ("tfidf", "majority"), seeds=(0,))
     results = compare_with_controls(lora, [tfidf, majority], ["before does not apply."], config)
     found = [(i["a"], i["b"], i["domain"]) for i in results["comparisons"]]
-    assert found == [("adapted", control, domain) for control in ("tfidf", "majority") for domain in RIGHT]
+    places = (*RIGHT, "in-domain", "shifted domains")
+    assert found == [("adapted", control, place) for control in ("tfidf", "majority") for place in places]
     assert results["comparisons"][0]["difference"] == pytest.approx(0.1)
     assert results["notes"] == ["before does not apply."]
     assert results["scores"][: len(lora["scores"])] == lora["scores"] and lora["comparisons"] == []
+
+
+def test_a_run_alone_and_in_a_comparison_has_the_same_verdicts():
+    """One shifted domain stands for its role, and is corrected together with the mean of the others."""
+    config = dataclasses.replace(RunConfig(), evaluate=EvaluateConfig(resamples=200))
+    right = {"books": 0.9, "dvd": 0.8, "kitchen": 0.7}
+    runs = [
+        run_results(name, 0, {domain: value - change for domain, value in right.items()}, train=HOME)
+        for name, change in (("lora", 0), ("tfidf", 0.1), ("majority", 0.06))
+    ]
+    alone, together = compare_with_controls(runs[0], runs[1:], [], config), joined_of(runs)
+    facts = ("difference", "low", "high", "p_value", "p_adjusted", "verdict")
+    kept = {(item["b"], item["domain"]): [item[name] for name in facts] for item in alone["comparisons"]}
+    items = of_question(together, "control")
+    assert kept == {(item["b"], item["domain"]): [item[name] for name in facts] for item in items}
+    p, p_adjusted = kept["tfidf", "kitchen"][3:5]
+    assert p_adjusted == pytest.approx(3 * p), "the second smallest of four; without the means the smallest of two"
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------

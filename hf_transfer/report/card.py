@@ -27,6 +27,7 @@ from hf_transfer.report.markdown import (
 )
 from hf_transfer.report.results import (
     DomainRow,
+    compared_domains,
     confidence_percent,
     format_difference,
     format_interval,
@@ -174,7 +175,8 @@ def _gap(results: Results) -> list[str]:
 
 def _controls(results: Results) -> str:
     main = results["shift"]["metric"]
-    found = [item for item in results["comparisons"] if item["a"] == "adapted" and item["metric"] == main]
+    compared = results["comparisons"] if results["task"] == "translation" else compared_domains(results)
+    found = [item for item in compared if item["a"] == "adapted" and item["metric"] == main]
     if not found:
         return ""
     header = ["Domain", "Against", "Difference", f"{confidence_percent(results)} interval", "Verdict"]

@@ -8,6 +8,7 @@ from typing import Any
 from hf_transfer.report.markdown import domains_in_words, escape
 from hf_transfer.report.results import (
     DomainRow,
+    compared_domains,
     confidence_percent,
     format_difference,
     format_score,
@@ -101,7 +102,7 @@ def _against_chance(results: Results, rows: Sequence[DomainRow]) -> Iterator[str
 
 def _against_controls(results: Results) -> Iterator[str]:
     main = results["shift"]["metric"]
-    mine = [item for item in results["comparisons"] if item["a"] == "adapted" and item["metric"] == main]
+    mine = [item for item in compared_domains(results) if item["a"] == "adapted" and item["metric"] == main]
     simpler = {"tfidf": "a bag of words", "majority": "always the most frequent class"}
     for control in dict.fromkeys(item["b"] for item in mine):
         of = {verdict: _names(mine, control, verdict) for verdict in ("hurts", "no evidence", "undefined", "helps")}

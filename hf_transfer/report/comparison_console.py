@@ -15,7 +15,8 @@ from rich.padding import Padding
 
 from hf_transfer.report.cells import Table, with_columns
 from hf_transfer.report.console import LAST_COLUMNS, fitting, grid_of, label_lines, plain_text, signature_lines
-from hf_transfer.report.tables import MEANS, make_sections, make_warnings
+from hf_transfer.report.results import MEANS
+from hf_transfer.report.tables import make_sections, make_warnings
 
 _SHOWN_ROWS = 20  # more scroll the answer out of sight
 _SHOWN = ("overview", "cost", "ledger", "before-and-after-0", "comparisons-control")

@@ -12,6 +12,7 @@ from typing import Any
 from hf_transfer.report.cells import Section, Table
 from hf_transfer.report.results import (
     DomainRow,
+    compared_domains,
     confidence_percent,
     format_difference,
     format_interval,
@@ -163,14 +164,12 @@ def _worst(results: Results, rows: Sequence[DomainRow]) -> str:
 def _verdicts(results: Results) -> list[str]:
     """One sentence per control: on how many domains the adapted model beats it beyond noise."""
     metric = results["shift"]["metric"]
-    said = ("in-domain", "shifted domains")  # of means, and of `before` in the ledger
     mine = [
         item
-        for item in results["comparisons"]
+        for item in compared_domains(results)
         if item["a"] == "adapted"
         and item["metric"] == metric
-        and item["domain"] not in said
-        and not (item["b"] == "before" and results.get("ledger"))
+        and not (item["b"] == "before" and results.get("ledger"))  # which has said it
     ]
     sentences = []
     for control in dict.fromkeys(item["b"] for item in mine):
@@ -221,7 +220,9 @@ def _scores(results: Results) -> str:
 
 
 def _comparisons(results: Results) -> str:
-    if not results["comparisons"]:
+    is_translation = results["labels"]["problem"] == "translation"
+    found = results["comparisons"] if is_translation else compared_domains(results)
+    if not found:
         return ""
     header = ["Domain", "Metric", "Compared", "Difference", f"{confidence_percent(results)} interval", "p", "Verdict"]
     cells = [
@@ -234,7 +235,7 @@ def _comparisons(results: Results) -> str:
             "undefined" if item["p_value"] is None else f"{item['p_value']:.3g}",
             escape(item["verdict"]),
         ]
-        for item in results["comparisons"]
+        for item in found
     ]
     return f"## Comparisons\n\n{github_table(header, cells, right_from=3, left_from=6)}"
 

@@ -32,6 +32,8 @@ from hf_transfer.records import (
 from hf_transfer.version import __version__
 
 SCHEMA = "hf-transfer/results/1"
+MEANS = ("in-domain", "shifted domains")
+"""Names that stand for a mean over domains where a comparison names its domain."""
 CURVE_POINTS = 200
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "scikit-learn")
 
@@ -322,6 +324,12 @@ def metric_words(metric: str) -> str:
 def metric_title(metric: str) -> str:
     """The metric at the head of a column: its name in settings, or what papers call it."""
     return metric_words(metric) + " (lower is better)" * (metric == "ter") if in_points(metric) else metric
+
+
+def compared_domains(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Comparisons of a run with its controls on single domains: what a table by domain holds, without the means."""
+    domains = results["data"]["test_domains"]
+    return [item for item in results["comparisons"] if item["domain"] not in MEANS or item["domain"] in domains]
 
 
 def format_value(metric: str, value: float | None) -> str:

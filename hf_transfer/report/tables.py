@@ -25,6 +25,7 @@ from hf_transfer.report.cells import (
     words_of_intervals,
 )
 from hf_transfer.report.results import (
+    MEANS,
     format_difference,
     format_score,
     format_value,
@@ -35,8 +36,6 @@ from hf_transfer.report.results import (
 from hf_transfer.report.translation_tables import LEFT_OUT, languages, make_ledger, make_translation
 
 VERDICTS = ("helps", "hurts", "no evidence", "too few examples", "undefined")
-MEANS = ("in-domain", "shifted domains")
-"""Names that stand for a mean over domains where a comparison names its domain."""
 
 _TOO_LONG = 40  # rows of a table that answers a question, which is folded only here
 _WIDE = 8  # classes or domains; a wider matrix is folded
