@@ -598,15 +598,19 @@ LEDGER_FACTS = ("difference", "low", "high", "p_value", "p_adjusted", "verdict")
 
 
 def with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with ``kept``: the in-domain gain as a share of the largest one of the same direction that is no chance."""
+    """Rows with ``kept``: the in-domain gain as a share of the largest one of the same direction that is no chance.
+
+    None for a gain that may be chance: it can be over the largest that is none, and would keep 167% of it.
+    """
     gains: dict[str, float] = {}
     for row in rows:
         found = row["in_domain"] or {}
         if found.get("verdict") == "helps":
             gains[row["direction"]] = max(found["difference"], gains.get(row["direction"], 0.0))
     for row in rows:
-        gain, best = (row["in_domain"] or {}).get("difference"), gains.get(row["direction"])
-        row["kept"] = None if gain is None or best is None else gain / best
+        found = row["in_domain"] or {}
+        is_gain = found.get("verdict") == "helps"
+        row["kept"] = found["difference"] / gains[row["direction"]] if is_gain else None
     return list(rows)
 
 

@@ -9,7 +9,7 @@ import pytest
 from comparison_example import translation_alone, translation_example, translation_run, translation_runs
 from simulated_runs import RESAMPLES, classes, compare_config, numbers, run_results, together
 
-from hf_transfer.comparison import FinishedRun, compare_with_controls, join
+from hf_transfer.comparison import FinishedRun, compare_with_controls, join, with_shares
 from hf_transfer.config import EvaluateConfig, RunConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import LabelSpace, Predictions
@@ -764,10 +764,33 @@ def test_the_gain_kept_is_a_share_of_the_largest(translated):
     gains = {row["strategy"]: row["in_domain"]["difference"] for row in translated["ledger"]}
     assert list(gains) == translated["strategies"], "controls have no place in it"
     for row in translated["ledger"]:
-        assert row["kept"] == pytest.approx(gains[row["strategy"]] / gains["full"])
+        is_gain = row["in_domain"]["verdict"] == "helps"
+        assert row["kept"] == (pytest.approx(gains[row["strategy"]] / gains["full"]) if is_gain else None)
+    assert sum(row["kept"] is not None for row in translated["ledger"]) >= 3
     worse = join([translation_run("before"), translation_run("full", mistakes=(0.7, 0.7))], config=FAST)
     assert worse["ledger"][0]["kept"] is None, "of a loss nothing is kept"
     assert worse["ledger"][0]["in_domain"]["difference"] < 0
+
+
+def test_a_gain_that_may_be_chance_keeps_nothing_of_the_largest():
+    found = {
+        "full": (3.0, "helps"),
+        "lora": (5.0, "no evidence"),
+        "freeze": (1.5, "helps"),
+        "probe": (None, "undefined"),
+    }
+    rows = [
+        {"strategy": name, "direction": "emea", "in_domain": {"difference": gain, "verdict": verdict}}
+        for name, (gain, verdict) in found.items()
+    ]
+    rows.append({"strategy": "knn", "direction": "emea", "in_domain": None})
+    assert {row["strategy"]: row["kept"] for row in with_shares(rows)} == {
+        "full": 1.0,
+        "lora": None,
+        "freeze": 0.5,
+        "probe": None,
+        "knn": None,
+    }
 
 
 FAST = compare_config(evaluate={"confidence": 0.95, "resamples": 100})

@@ -328,7 +328,7 @@ def _ledger(results: Results) -> Iterator[_Drawing]:
             axes.plot([x, x], ends[1], color=colour, linewidth=1.0, alpha=0.6, solid_capstyle="butt")
         axes.plot([x], [y], **_marker(row["strategy"], results))
     handles = [_handle(stage, results) for stage in stages]
-    best = max(row["in_domain"]["difference"] for row in rows)
+    best = max((row["in_domain"]["difference"] for row in rows if row["in_domain"]["verdict"] == "helps"), default=0.0)
     if best > 0 and not several:
         axes.axvline(ENOUGH_KEPT * best, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
         handles.append(_line_handle(f"{100 * ENOUGH_KEPT:g}% of the largest gain", (0, (1, 2))))

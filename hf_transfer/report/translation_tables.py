@@ -98,7 +98,7 @@ def _by_strategy(rows: Sequence[Item], results: Results) -> Table:
     ]
     caption = (
         f"Against {_BEFORE}, in points; a gain is positive. Elsewhere: mean over the domains that were not trained on. "
-        f"Kept: share of the largest in-domain gain. In brackets: "
+        f"Kept: share of the largest in-domain gain, of those whose verdict is helps. In brackets: "
         f"{words_of_intervals(results)}."
     )
     header = ["Strategy", "Trained on", "In-domain gain", "Verdict, gain", "Change elsewhere", "Verdict, change"]
