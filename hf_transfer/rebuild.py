@@ -124,10 +124,11 @@ def _join(paths: Sequence[Path]) -> dict[str, Any]:
                 f"{path.name} was scored beside {', '.join(controls)}, whose predictions it does not hold: that part "
                 "is in its own report only."
             )
+    there = {_key_of(results) for results in found.runs}  # what failed in one folder may be finished in another
     return join(
         found.runs,
         config=found.config or found.runs[0]["config"],
-        other_runs=found.other_runs,
+        other_runs=[facts for facts in found.other_runs if _key(facts) not in there],
         distances=list(found.distances.values()),
         notes=found.notes,
         examples_shown=found.examples_shown,

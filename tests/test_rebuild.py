@@ -277,6 +277,17 @@ def test_a_comparison_and_a_later_run_are_joined(compared, tmp_path):
 
 
 @pytest.mark.parametrize("reported", [False, True])
+def test_a_run_that_failed_in_one_folder_and_is_finished_in_another_is_there(compared, tmp_path, reported):
+    folder, _ = compared
+    if not reported:
+        (folder / "results.json").unlink()
+    again = write_run(tmp_path / "again", run_of("full", 1))
+    results, _ = rebuild_report([folder, again], tmp_path / "all")
+    assert [run["status"] for run in results["runs"] if (run["strategy"], run["seed"]) == ("full", 1)] == ["finished"]
+    assert not any("failed" in warning for warning in results["warnings"])
+
+
+@pytest.mark.parametrize("reported", [False, True])
 def test_two_comparisons_are_joined_with_what_each_knows(compared, tmp_path, reported):
     folder, joined = compared
     other = tmp_path / "other"
