@@ -15,6 +15,7 @@ from hf_transfer.errors import InputError
 from hf_transfer.records import LabelSpace, Predictions
 from hf_transfer.report import read_results, write_json
 from hf_transfer.report.examples import describe_examples, read_examples
+from hf_transfer.report.tables import make_sections
 from hf_transfer.significance import (
     hierarchical_interval,
     holm,
@@ -465,6 +466,10 @@ def test_drops_and_robustness_come_from_the_summary():
     assert joined["distances"][0]["drop"] == {"lora": pytest.approx(0.845 - 0.595), "full": pytest.approx(0.25)}
     assert "drop" not in distances[0], "what was given stays as it was"
     assert joined["robustness"]["line"]["points"] == 2 and set(joined["robustness"]["effective"]) == {"lora", "full"}
+    tables = {table.name: table for section in make_sections(joined) for table in section.tables}
+    found = tables["robustness-points"]
+    assert [row[0] for row in found.rows] == ["lora", "full", "tfidf", "majority"], "one row for two seeds"
+    assert found.caption == "Mean accuracy of each strategy and control in each direction, seeds together."
 
 
 def test_calibration_and_curves_are_those_of_the_first_seed():

@@ -593,9 +593,10 @@ def _robustness(results: Results) -> Section:
     ]
     header, caption = (
         ["Strategy", "Seed", "Trained on", "In-domain", "Shifted"],
-        f"Mean {metric_words(metric)} of each run.",
+        f"Mean {metric_words(metric)} of each strategy and control in each direction, seeds together.",
     )
-    tables.append(make_table("robustness-points", "Runs", caption, header, "lrlrr", rows, folded=True))
+    name = "robustness-points"
+    tables.append(make_table(name, "Strategies and controls", caption, header, "lrlrr", rows, folded=True))
     text = "The controls make no line, so effective robustness is not given."
     if line:
         slope, intercept = (_number("slope", line[key]) for key in ("slope", "intercept"))
