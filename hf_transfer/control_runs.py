@@ -24,7 +24,7 @@ from hf_transfer.errors import InputError
 from hf_transfer.launch import peak_memory_bytes, precision_name, reset_peak_memory, start_processes
 from hf_transfer.metrics import choose_metrics, score
 from hf_transfer.predict import predict
-from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
+from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained, longest_input
 from hf_transfer.records import (
     Artefact,
     LabelSpace,
@@ -100,6 +100,7 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
         return {}
     write_translations(Path(config.output_dir) / "translations", fitted.test, labels)
     value = score(metrics[0], fitted.validation) if len(fitted.validation.example_ids) else math.nan
+    opened = fitted.pretrained
     return build_results(
         task=config.task,
         seed=config.seed,
@@ -108,8 +109,9 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
         table=text.table,
         splits=splits,
         truncated=0,
+        max_length=longest_input(opened.model, opened.tokenizer, config.data.max_length) if opened else None,
         labels=labels,
-        pretrained=fitted.pretrained,
+        pretrained=opened,
         trainable=TrainableSummary(fitted.trainable, fitted.total, ()),
         trained=not_by_the_loop(Selection(fitted.rule, metrics[0], 0, value), fitted.fit_seconds, len(splits.train)),
         shift=shift,

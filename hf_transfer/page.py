@@ -263,6 +263,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 table=text.table,
                 splits=splits,
                 truncated=encoded.truncated,
+                max_length=prepared.max_length,
                 labels=labels,
                 pretrained=pretrained,
                 trainable=adapted.summary,

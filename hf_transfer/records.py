@@ -147,7 +147,7 @@ class EncodedSplits:
     validation: Dataset
     test: dict[str, Dataset]
     truncated: int
-    """Examples cut at ``data.max_length``; in translation, examples left out of train or split up because of it."""
+    """Examples over the limit of length, which were cut; in translation, left out of train or split up."""
     general: Dataset | None = None
     """Encoded ``DomainSplits.general``."""
     general_validation: Dataset | None = None

@@ -372,6 +372,13 @@ def test_use_and_limits_follow_from_the_numbers():
     assert "one run with seed 0" in said[-1] and "Text beyond 256 tokens was cut off." in said[-1]
 
 
+def test_the_card_tells_the_length_at_which_texts_were_cut():
+    results = with_artefact(make_results(max_length=128))
+    assert results["config"]["data"]["max_length"] == 256, "what was asked for, over what the checkpoint takes"
+    assert limits(results)[-1].endswith(" Text beyond 128 tokens was cut off.")
+    assert ["Cut for length", "12 examples, at 128 tokens"] in rows_of(make_card(results, "me/model"))
+
+
 @pytest.mark.parametrize(
     ("dropped", "expected"),
     [(0, "1 exactly, 2 nearly"), (5, "1 exactly, 2 nearly; their 5 twins there were removed")],

@@ -130,6 +130,8 @@ def test_before_trains_nothing_and_says_so(fitting, source):
     assert (results["timing"]["steps"], results["timing"]["tokens"]) == (0, 0)
     assert results["timing"]["predict_examples_per_second"] > 0
     assert results["artefact"]["kind"] == "none" and not results["artefact"]["proved"]
+    limit = transformers.AutoTokenizer.from_pretrained(fitting).model_max_length
+    assert results["data"]["max_length"] == limit < min(plain.config.max_position_embeddings, config.data.max_length)
 
 
 @pytest.mark.parametrize("form", ["no head", "unnamed", "other names", "random"])
@@ -201,6 +203,7 @@ def test_the_results_of_a_control_without_a_transformer_are_whole(name, headless
     assert results["timing"]["examples"] == len(text.splits.train)
     assert results["timing"]["train_seconds"] > 0
     assert results["data"]["fingerprint"] == text.table.fingerprint
+    assert results["data"]["max_length"] is None, "nothing is cut"
     assert {entry["role"] for entry in results["calibration"]} == {"in_domain", "shifted"}
     assert (results["seed"], results["training"], results["history"]) == (3, {}, [])
     assert results["config"]["data"]["train_domains"] == ["books"]

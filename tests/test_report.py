@@ -100,6 +100,7 @@ def make_results(shift=None, config=None, labels=None, notes=(), **changes):
         "table": DomainTable(rows=range(840), name="reviews", fingerprint="f" * 64, notes=("2 empty rows left out.",)),
         "splits": splits,
         "truncated": 12,
+        "max_length": 256,
         "labels": labels or LabelSpace("single_label", ("negative", "positive")),
         "pretrained": Pretrained(None, None, config.model.checkpoint, "abc123", "e" * 64, ("classifier.weight",)),
         "trainable": TrainableSummary(1_000, 4_000, ("classifier.weight",)),
@@ -496,6 +497,15 @@ def test_the_report_tells_selection_leaks_notes_cost_proof_and_versions():
     assert rows["Padding"] == "10.0% of all tokens in training, 3.4% of all tokens in scoring"
     assert rows["Proof"].startswith("a fresh process loaded it and gave the same outputs (largest difference")
     assert "scikit-learn" in rows
+
+
+@pytest.mark.parametrize(("used", "end"), [(128, ", at 128 tokens"), (None, "")])
+def test_the_length_told_is_the_one_at_which_texts_were_cut(used, end):
+    """A checkpoint with fewer positions than ``data.max_length`` (256) has its texts cut earlier."""
+    results = make_results(max_length=used)
+    assert {row[0]: row[1] for row in cells_of(to_markdown(results))}["Cut for length"] == f"12 examples{end}"
+    del results["data"]["max_length"]  # as in a file of an earlier version
+    assert {row[0]: row[1] for row in cells_of(to_markdown(results))}["Cut for length"].endswith(", at 256 tokens")
 
 
 def test_an_artefact_without_proof_says_so():

@@ -29,6 +29,7 @@ from hf_transfer.report.results import (
     DomainRow,
     compared_domains,
     confidence_percent,
+    cut_length,
     format_difference,
     format_interval,
     format_score,
@@ -266,7 +267,7 @@ def _data(results: Results) -> str:
     name = escape(data["name"])
     if data.get("hub_id"):
         name = f"[{escape(data['hub_id'])}]({HUB}/datasets/{data['hub_id']})"
-    max_length = results["config"].get("data", {}).get("max_length")
+    max_length = cut_length(results)
     cut = "Left out or split for length" if results["task"] == "translation" else "Cut for length"
     facts = {
         "Source": name,

@@ -10,6 +10,7 @@ from hf_transfer.report.results import (
     DomainRow,
     compared_domains,
     confidence_percent,
+    cut_length,
     format_difference,
     format_score,
     format_value,
@@ -160,7 +161,7 @@ def _leaks(results: Results) -> Iterator[str]:
 
 
 def _untested(results: Results) -> Iterator[str]:
-    length = results["config"].get("data", {}).get("max_length")
+    length = cut_length(results)
     cut = f" Text beyond {length:,} tokens was cut off." if length and results["task"] != "translation" else ""
     yield (
         f"All numbers are of one run with seed {results['seed']}; the {confidence_percent(results)} intervals say how "

@@ -14,6 +14,7 @@ from hf_transfer.report.results import (
     DomainRow,
     compared_domains,
     confidence_percent,
+    cut_length,
     format_difference,
     format_interval,
     format_score,
@@ -279,7 +280,7 @@ def _selection(results: Results) -> str:
 def _data_sheet(results: Results) -> str:
     data, leaks = results["data"], results["data"]["leaks"]
     counts = (f"{data['examples'][split]:,} {split}" for split in ("train", "validation", "test"))
-    max_length = results["config"].get("data", {}).get("max_length")
+    max_length = cut_length(results)
     cut = LEFT_OUT if results["labels"]["problem"] == "translation" else "Cut for length"
     facts = {
         "Source": escape(data["name"]),

@@ -67,6 +67,7 @@ def build_results(
     table: DomainTable,
     splits: DomainSplits,
     truncated: int,
+    max_length: int | None,
     labels: LabelSpace,
     pretrained: Pretrained | None,
     trainable: TrainableSummary,
@@ -88,10 +89,11 @@ def build_results(
     """The contents of results.json: plain dicts, lists, strings and finite numbers; None for nan and infinity.
 
     ``config`` is the resolved config as nested dicts (``dataclasses.asdict``), ``truncated`` counts the examples
-    cut at ``data.max_length``, ``environment`` comes from ``describe_environment``, ``examples`` and ``calibration``
-    from report/examples.py, ``training`` from ``describe_training``, ``translation`` from ``describe_translation``. An
-    absolute path in ``config`` or in the checkpoint's id is recorded by its last component, also where a note
-    mentions it.
+    cut at ``max_length`` tokens (None where nothing is cut), which is ``data.max_length`` or what tokenizer and
+    checkpoint take, if that is less; ``environment`` comes from ``describe_environment``, ``examples`` and
+    ``calibration`` from report/examples.py, ``training`` from ``describe_training``, ``translation`` from
+    ``describe_translation``. An absolute path in ``config`` or in the checkpoint's id is recorded by its last
+    component, also where a note mentions it.
     """
     shown_config = plain(config)
     shown_paths = _shorten_places(shown_config)
@@ -107,7 +109,7 @@ def build_results(
             "total_parameters": trainable.total,
         },
         "selection": dataclasses.asdict(trained.selection),
-        "data": _data_facts(table, splits, truncated),
+        "data": _data_facts(table, splits, truncated, max_length),
         "labels": {"problem": labels.problem, "names": labels.names},
         "scores": [dataclasses.asdict(score) for score in shift.scores],
         "comparisons": shift.comparisons,
@@ -332,6 +334,13 @@ def compared_domains(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [item for item in results["comparisons"] if item["domain"] not in MEANS or item["domain"] in domains]
 
 
+def cut_length(results: Mapping[str, Any]) -> int | None:
+    """Tokens at which examples were cut; None where none is cut. Files that do not hold it: what was asked for."""
+    asked_for = results["config"].get("data", {}).get("max_length")
+    length: int | None = results["data"].get("max_length", asked_for)
+    return length
+
+
 def format_value(metric: str, value: float | None) -> str:
     """``87.5%`` for fractions, ``0.412`` or ``27.3`` for the rest, ``undefined`` for None; of points one decimal."""
     if value is None:
@@ -418,7 +427,7 @@ def _artefact_facts(artefact: Artefact) -> dict[str, Any]:
     return facts
 
 
-def _data_facts(table: DomainTable, splits: DomainSplits, truncated: int) -> dict[str, Any]:
+def _data_facts(table: DomainTable, splits: DomainSplits, truncated: int, max_length: int | None) -> dict[str, Any]:
     test_counts = {domain: len(rows) for domain, rows in splits.test.items()}
     return {
         "name": _shortened(table.name),
@@ -434,6 +443,7 @@ def _data_facts(table: DomainTable, splits: DomainSplits, truncated: int) -> dic
         "leaks": dataclasses.asdict(splits.leaks),
         "rule": splits.rule,
         "truncated": truncated,
+        "max_length": max_length,
     }
 
 

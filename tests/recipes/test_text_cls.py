@@ -70,6 +70,10 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, checkpoint):
     examples = results["data"]["examples"]
     assert (examples["train"] + examples["validation"], examples["test"]) == (80, 80)
     assert 1 <= examples["validation"] <= 20
+    length = results["data"]["max_length"]
+    assert length == results["artefact"]["metadata"]["max_length"] == 64, (
+        "what the tokenizer takes, not the 256 asked for"
+    )
     assert results["selection"]["rule"] == "in_domain_validation"
     assert [(s["domain"], s["role"]) for s in results["scores"] if s["metric"] == "accuracy"] == [
         ("books", "in_domain"),
