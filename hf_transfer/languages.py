@@ -254,23 +254,31 @@ def resolve_languages(
     Raises:
         InputError: a language missing that the checkpoint needs, or one that it does not know; both at once.
     """
-    named_by_prefix = bool(convention.prefix and prefix)
     found: list[str] = []
     problems: list[str] = []
-    for side, given, needed in (
-        ("source", source_lang, convention.needs_source),
-        ("target", target_lang, convention.needs_target),
-    ):
-        if not needed or named_by_prefix:
-            found.append((given or "").strip())
-            continue
+    for side, given in (("source", source_lang), ("target", target_lang)):
         try:
-            found.append(_resolve(convention, tokenizer, side, (given or "").strip()))
+            found.append(resolve_language(convention, tokenizer, side, given, prefix))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
     return found[0], found[1]
+
+
+def resolve_language(
+    convention: Convention, tokenizer: PreTrainedTokenizerBase, side: str, given: str | None, prefix: str | None = None
+) -> str:
+    """The language of one ``side`` ("source" or "target") as ``resolve_languages`` gives both.
+
+    Raises:
+        InputError: it is missing and the checkpoint needs it, or the checkpoint does not know it.
+    """
+    needed = convention.needs_source if side == "source" else convention.needs_target
+    language = (given or "").strip()
+    if not needed or (convention.prefix and prefix):
+        return language
+    return _resolve(convention, tokenizer, side, language)
 
 
 def other_pair(convention: Convention, tokenizer: PreTrainedTokenizerBase, source_lang: str, target_lang: str) -> str:
@@ -401,7 +409,9 @@ def source_heads(convention: Convention, sources: Sequence[str], targets: Sequen
         prefix: put before every text as it is; in place of T5's own.
     """
     if convention.prefix and not prefix:
-        return [convention.prefix.format(source=s, target=t) for s, t in zip(sources, targets, strict=True)]
+        pairs = zip(sources, targets, strict=True)
+        # of a model of several languages, half a sentence would be a head that it has never seen
+        return [convention.prefix.format(source=s, target=t) if s and t else "" for s, t in pairs]
     if convention.family == "marian-multi":  # the code counts at the very beginning only
         return [f"{target} {prefix}" if target else prefix for target in targets]
     return [prefix] * len(targets)

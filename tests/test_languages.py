@@ -26,6 +26,7 @@ from hf_transfer.languages import (
     other_pair,
     prepare_generation,
     resolve_languages,
+    source_heads,
     two_letter_code,
     unknown_share,
 )
@@ -292,6 +293,11 @@ def test_every_example_may_have_its_own_languages(family, opened):
             != encode_target(CONVENTIONS[family], tokenizer, texts[:1], targets[1])[0][0]  # ... labels do
         )
     )
+
+
+def test_a_head_that_lacks_a_language_is_none():
+    assert source_heads(CONVENTIONS["t5"], ["English", ""], ["", "German"]) == ["", ""]
+    assert source_heads(CONVENTIONS["t5"], ["English"], ["German"]) == ["translate English to German: "]
 
 
 def test_a_given_prefix_replaces_that_of_t5_and_follows_the_code_of_marian(opened):

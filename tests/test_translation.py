@@ -5,12 +5,13 @@ import json
 import math
 import subprocess
 import sys
+from itertools import cycle, islice
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_translation import make_translation_checkpoint
+from tiny_translation import PAIRS, make_translation_checkpoint
 from torch.nn import functional
 
 import hf_transfer as ht
@@ -115,6 +116,61 @@ def test_text_that_the_tokenizer_does_not_know_is_refused_before_training(checkp
     with pytest.raises(ht.InputError, match="its tokenizer knows nothing of"):
         adapt(config, Text(*read_text(config.data, config.train, TASK, 0)), keep_model=False)
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def in_several_languages(family, folder, sources, targets, **data):
+    """Labels as settled, encoded train rows and the checkpoint, of a table that names languages by row."""
+    rows = dict(zip(("source", "target"), zip(*PAIRS, strict=True), strict=True))
+    rows |= {"from": list(islice(cycle(sources), len(PAIRS))), "to": list(islice(cycle(targets), len(PAIRS)))}
+    folder.mkdir()
+    Dataset.from_dict(rows).to_csv(folder / "pairs.csv", index=False)
+    config = config_of(make_translation_checkpoint(family, folder / family), folder / "run")
+    wanted = ht.DataConfig(source=str(folder / "pairs.csv"), max_length=60, **data)
+    config = dataclasses.replace(config, data=wanted)
+    pretrained = opened(config)
+    text = Text(*read_text(config.data, config.train, TASK, 0))
+    labels = TASK.settle(text.labels, pretrained, config)
+    return labels, TASK.encode(text.splits, labels, pretrained, 60).train, pretrained
+
+
+COLUMNS = {"source_lang_column": "from", "target_lang_column": "to"}
+
+
+@pytest.mark.parametrize("given", [{}, {"source_lang": "en", "target_lang": "de"}])
+def test_the_one_language_of_a_column_is_that_of_the_run_whatever_stands_in_for_rows_without(given, tmp_path):
+    labels, train, pretrained = in_several_languages("mbart-50", tmp_path / "a", ["en"], ["fr"], **COLUMNS, **given)
+    assert (labels.source_lang, labels.target_lang) == ("en_XX", "fr_XX")
+    french = pretrained.tokenizer.convert_tokens_to_ids("fr_XX")
+    assert pretrained.model.generation_config.forced_bos_token_id == french
+    assert pretrained.tokenizer.tgt_lang == "fr_XX"
+    assert {ids[0] for ids in train["labels"]} == {french}
+
+
+@pytest.mark.parametrize(
+    ("sources", "targets", "data", "wanted"),
+    [
+        (["en"], ["fr", "de"], {"source_lang": "en", "target_lang_column": "to"}, ("en_XX", "")),
+        (["en", "fr"], ["de"], {"source_lang_column": "from", "target_lang": "de"}, ("", "de_DE")),
+        (["en"], ["fr", "de"], COLUMNS, ("en_XX", "")),
+        (["en", "fr"], ["de", "es"], COLUMNS, ("", "")),
+    ],
+)
+def test_a_side_of_one_language_is_in_the_form_of_the_checkpoint_though_the_other_has_several(
+    sources, targets, data, wanted, tmp_path
+):
+    labels, train, pretrained = in_several_languages("mbart-50", tmp_path / "a", sources, targets, **data)
+    assert (labels.source_lang, labels.target_lang) == wanted
+    tokens = pretrained.tokenizer.convert_ids_to_tokens
+    assert sorted({tokens(ids[0])[:2] for ids in train["input_ids"]}) == sorted(sources)
+    assert sorted({tokens(ids[0])[:2] for ids in train["labels"]}) == sorted(targets)
+
+
+def test_a_prefix_of_the_users_own_stands_for_languages_in_a_column_that_are_unknown(tmp_path):
+    data = {**COLUMNS, "source_prefix": "to Quenya: "}
+    labels, train, pretrained = in_several_languages("t5", tmp_path / "a", ["en"], ["Quenya"], **data)
+    assert (labels.source_lang, labels.target_lang) == ("en", "Quenya")
+    texts = pretrained.tokenizer.batch_decode(train["input_ids"][:])
+    assert all(text.startswith("to ") for text in texts) and not any("translate" in text for text in texts)
 
 
 def test_general_text_makes_up_its_share_of_the_tokens():

@@ -40,11 +40,13 @@ class Translation:
     auto_class = "AutoModelForSeq2SeqLM"
 
     def read_labels(self, splits: DomainSplits, data: DataConfig, train: TrainConfig) -> LabelSpace:
-        """The languages as the user or the files name them; ``settle`` puts them in the checkpoint's form."""
+        """The languages as the user or the files name them; ``settle`` puts them in the checkpoint's form.
+
+        Where a column names them, the one that all train rows have counts before the setting, which stands in only
+        for rows that name none.
+        """
         tags = (*splits.train_domains, GENERAL_TAG) if data.domain_tags else ()
-        source, target = (
-            getattr(data, side) or _only_value(splits.train, side) for side in ("source_lang", "target_lang")
-        )
+        source, target = (_language(splits.train, data, side) for side in ("source_lang", "target_lang"))
         return LabelSpace("translation", source_lang=source, target_lang=target, tags=tuple(dict.fromkeys(tags)))
 
     def head(self, labels: LabelSpace) -> dict[str, Any]:
@@ -67,10 +69,7 @@ class Translation:
         model, tokenizer = pretrained.model, pretrained.tokenizer
         convention = languages.find_convention(model.config, tokenizer)
         prefix = config.data.source_prefix or ""
-        source, target = labels.source_lang, labels.target_lang
-        # where examples have languages of their own, there need be none for all
-        if not (config.data.source_lang_column or config.data.target_lang_column) or (source and target):
-            source, target = languages.resolve_languages(convention, tokenizer, source, target, prefix)
+        source, target = _settled_languages(labels, convention, tokenizer, config.data)
         languages.prepare_generation(
             model,
             tokenizer,
@@ -313,14 +312,12 @@ def _encode_rows(
     columns: dict[str, list[Any]] = {name: [] for name in (_TRAINED if for_training else (*_TRAINED, *_TRANSLATED))}
     over: list[str] = []
     for batch in _batches(rows):
-        source_langs = [
-            language or labels.source_lang for language in _resolved(batch, "source_lang", convention, tokenizer)
-        ]
-        target_langs = [
-            language or labels.target_lang for language in _resolved(batch, "target_lang", convention, tokenizer)
-        ]
-        texts = tagged(batch["source"], batch["domain"], labels)
         prefix = labels.source_prefix
+        source_langs, target_langs = (
+            [language or of_all for language in _resolved(batch, side, convention, tokenizer, prefix)]
+            for side, of_all in (("source", labels.source_lang), ("target", labels.target_lang))
+        )
+        texts = tagged(batch["source"], batch["domain"], labels)
         sources = languages.encode_source(convention, tokenizer, texts, source_langs, target_langs, prefix)
         targets = languages.encode_target(convention, tokenizer, batch["target"], target_langs)
         for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
@@ -391,14 +388,41 @@ def _batches(rows: Dataset) -> Iterator[dict[str, list[Any]]]:
         yield {name: batch[name].to_pylist() for name in _READ}
 
 
-def _resolved(batch: Mapping[str, Sequence[str]], side: str, convention: Convention, tokenizer: Any) -> list[str]:
-    """Languages of each row in the checkpoint's form, "" where the row names none."""
-    from hf_transfer.languages import resolve_languages
+def _resolved(
+    batch: Mapping[str, Sequence[str]], side: str, convention: Convention, tokenizer: Any, prefix: str
+) -> list[str]:
+    """Languages of each row on one ``side`` in the checkpoint's form, "" where the row names none."""
+    from hf_transfer.languages import resolve_language
 
+    column = batch[f"{side}_lang"]
     forms = {"": ""}
-    for language in set(batch[side]) - {""}:  # the other side is given as well, because some families ask for both
-        forms[language] = resolve_languages(convention, tokenizer, language, language)[side == "target_lang"]
-    return [forms[language] for language in batch[side]]
+    for language in set(column) - {""}:
+        forms[language] = resolve_language(convention, tokenizer, side, language, prefix)
+    return [forms[language] for language in column]
+
+
+def _settled_languages(labels: LabelSpace, convention: Convention, tokenizer: Any, data: DataConfig) -> tuple[str, str]:
+    """Source and target language in the checkpoint's form; "" on a side where examples have several.
+
+    Raises:
+        InputError: a language that the checkpoint does not know, or needs and is not told; of both sides at once.
+    """
+    from hf_transfer.languages import resolve_language
+
+    found: list[str] = []
+    problems: list[str] = []
+    for side in ("source", "target"):
+        language = getattr(labels, f"{side}_lang")
+        if getattr(data, f"{side}_lang_column") and not language:  # examples have their own, so none need hold for all
+            found.append("")
+            continue
+        try:
+            found.append(resolve_language(convention, tokenizer, side, language, data.source_prefix))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return found[0], found[1]
 
 
 def _check_unknown(rows: Dataset, pretrained: Pretrained) -> None:
@@ -416,6 +440,12 @@ def _check_unknown(rows: Dataset, pretrained: Pretrained) -> None:
             )
     if problems:
         raise InputError(problems)
+
+
+def _language(rows: Dataset, data: DataConfig, side: str) -> str:
+    """The language that holds for all ``rows`` on one side (``source_lang``); "" where there is none."""
+    given, named = getattr(data, side) or "", _only_value(rows, side)
+    return named or given if getattr(data, f"{side}_column") else given or named
 
 
 def _only_value(rows: Dataset, column: str) -> str:
