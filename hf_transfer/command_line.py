@@ -103,8 +103,9 @@ def read_command_line(
         from_file, file_problems = _read_yaml(file_name, kinds)
         problems += file_problems
     given = defaults or {}
-    task = str({**given, **from_file, **flags}.get("task", record().task))
-    values = {**flatten(record()), **(defaults_of(task, record) if task in TASKS else {}), **given}
+    chosen = {**given, **from_file, **flags}
+    task, source = str(chosen.get("task", record().task)), chosen.get("data.source")
+    values = {**flatten(record()), **(defaults_of(task, record, source) if task in TASKS else {}), **given}
     if {"-h", "--help"} & set(switches) and not problems:
         _build_parser(prog, values, record).parse_args(["--help"])
     read, value_problems = _read_values(from_file | flags, kinds, lambda: _build_parser(prog, values, record))
@@ -114,8 +115,8 @@ def read_command_line(
     config = check_config(from_flat(values | read, record))
     if "--print_config" in switches:
         print(to_yaml(config), end="")
-        if chosen := chosen_values(config):  # as a comment: read back, a written rate would hold for every strategy
-            print(f"# null is chosen by task and strategy: {chosen}")
+        if told := chosen_values(config):  # as a comment: read back, a written rate would hold for every strategy
+            print(f"# null is chosen by task and strategy: {told}")
         raise SystemExit(0)
     return config
 

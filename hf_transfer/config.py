@@ -55,6 +55,9 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """Defaults of a task that differ from those of the fields, by dotted name: what recipes and the command line start from."""
+OF_DEFAULT_SOURCE = ("data.source_lang", "data.target_lang")
+"""Those that say something of the default ``data.source``, and of no other: what languages a user's text has, only the
+user or the files know."""
 COMPARE_DEFAULTS: dict[str, dict[str, Any]] = {
     "classification": {},
     "translation": {"strategies": ("freeze", "lora", "full", "interpolated"), "controls": ("before", "scratch")},
@@ -786,9 +789,14 @@ class CompareConfig(RunConfig):
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def defaults_of(task: str, record: type[RunConfig]) -> dict[str, Any]:
-    """Dotted names and values in which a task's defaults differ from those of the fields of ``record``."""
+def defaults_of(task: str, record: type[RunConfig], source: str | None = None) -> dict[str, Any]:
+    """Dotted names and values in which a task's defaults differ from those of the fields of ``record``.
+
+    ``source``: the ``data.source`` that is given, if any; of another than the default, no languages are assumed.
+    """
     defaults = dict(TASK_DEFAULTS[task])
+    if source not in (None, defaults.get("data.source")):
+        defaults = {name: value for name, value in defaults.items() if name not in OF_DEFAULT_SOURCE}
     if issubclass(record, CompareConfig):
         defaults.pop("output_dir", None)
         defaults |= COMPARE_DEFAULTS[task]

@@ -471,6 +471,19 @@ def test_a_printed_run_of_translation_shows_the_defaults_of_the_task_and_those_o
     assert not comment.startswith("#")
 
 
+@pytest.mark.parametrize("place", ["flag", "file", "recipe"])
+def test_the_languages_of_the_bundled_phrases_are_assumed_of_no_other_text(place, tmp_path):
+    (tmp_path / "run.yaml").write_text("data: {source: mine.csv}\n")
+    words = {"flag": ["--data.source=mine.csv"], "file": [f"--config={tmp_path / 'run.yaml'}"], "recipe": []}[place]
+    defaults = {"task": "translation"} | ({"data.source": "mine.csv"} if place == "recipe" else {})
+    data = load_config(words, "run", defaults).data
+    assert (data.source, data.source_lang, data.target_lang, data.max_length) == ("mine.csv", None, None, 128)
+    data = load_config([*words, "--data.source_lang=en"], "run", defaults).data
+    assert (data.source_lang, data.target_lang) == ("en", None)
+    data = load_config([*words, "--data.source=bundled:phrases"], "run", defaults).data
+    assert (data.source_lang, data.target_lang) == ("en", "de")
+
+
 def test_a_printed_run_of_classification_shows_the_rates_of_its_strategy(capsys):
     chosen = "# null is chosen by task and strategy: "
     rest = "train.label_smoothing 0"

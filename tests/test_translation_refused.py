@@ -63,6 +63,7 @@ ENGLISH, GERMAN = (list(side) for side in zip(*PAIRS, strict=True))
 STREETS = [f"The street {37 * i} {'has a shop' * (i % 5)}." for i in range(80)]
 PAIR_LINES = "".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in PAIRS)
 FLAT_LINES = "".join(json.dumps({"src": a, "tgt": b}) + "\n" for a, b in PAIRS)
+EN_DE = ["--data.source_lang", "en", "--data.target_lang", "de"]
 FRENCH_LINES = "".join(json.dumps({"translation": {"fr": a, "es": b}}) + "\n" for a, b in PAIRS)
 RABBITS = [f"ウサギが草を{i}食べています" for i in range(40)]
 
@@ -95,14 +96,26 @@ REFUSED = {
     "no target language for a multilingual checkpoint": (
         "nllb",
         text("pairs.jsonl", PAIR_LINES),
-        ["--data.source_lang", "en", "--data.target_lang", "null"],
+        ["--data.source_lang", "en"],
         [["--data.target_lang: the checkpoint is multilingual (nllb) and must be told its target language.", "202"]],
     ),
     "no languages at all for T5": (
         "t5",
         text("pairs.jsonl", PAIR_LINES),
-        ["--data.source_lang", "null", "--data.target_lang", "null"],
+        [],
         [["--data.source_lang: the checkpoint is multilingual (t5)", "German, say"], ["--data.target_lang: "]],
+    ),
+    "a language column on one side and nothing on the other": (
+        "m2m100",
+        text("pairs.jsonl", PAIR_LINES.replace("}\n", ', "to": "fr"}\n')),
+        ["--data.target_lang_column", "to"],
+        [["--data.source_lang: the checkpoint is multilingual (m2m100) and must be told its source language."]],
+    ),
+    "aligned files of which nothing says what is translated into what": (
+        "marian",
+        aligned(ENGLISH, GERMAN),
+        [],
+        [["data holds de and en, and nothing says which is translated into which: give --data.source_lang de"]],
     ),
     "an encoder without a decoder": (
         "bert",
@@ -125,25 +138,25 @@ REFUSED = {
     "files of unequal length": (
         "marian",
         aligned(STREETS, [line.replace("The street", "Die Straße") for line in STREETS[:30] + STREETS[31:]]),
-        [],
+        EN_DE,
         [["train.en has 80 lines and train.de has 79 lines", "They seem to drift from line 3"]],
     ),
     "short files of unequal length": (
         "marian",
         aligned(ENGLISH[:5], GERMAN[:4]),
-        [],
+        EN_DE,
         [["train.en has 5 lines and train.de has 4 lines", "Where they drift cannot be told"]],
     ),
     "text of another script": (
         "marian",
         aligned(RABBITS, GERMAN[:40]),
-        [],
+        EN_DE,
         [["its tokenizer knows nothing of", "% of the source characters of train"]],
     ),
     "both sides of another script": (
         "marian",
         aligned(RABBITS, RABBITS[::-1]),
-        [],
+        EN_DE,
         [["% of the source characters"], ["% of the target characters"]],
     ),
     "labelled text": (
@@ -182,8 +195,8 @@ REFUSED = {
         [],
         [["pairs holds no rows to train on or to score"]],
     ),
-    "empty files": ("marian", aligned([], []), [], [["data holds no rows to train on or to score"]]),
-    "nothing but empty lines": ("marian", aligned([""] * 20, GERMAN[:20]), [], [["holds no pair to train on"]]),
+    "empty files": ("marian", aligned([], []), EN_DE, [["data holds no rows to train on or to score"]]),
+    "nothing but empty lines": ("marian", aligned([""] * 20, GERMAN[:20]), EN_DE, [["holds no pair to train on"]]),
     "general text that is not there": (
         "marian",
         None,
