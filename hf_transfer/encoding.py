@@ -8,6 +8,7 @@ from dataclasses import replace
 from datasets import concatenate_datasets
 
 from hf_transfer.batching import Mixture
+from hf_transfer.errors import InputError
 from hf_transfer.pretrained import longest_input
 from hf_transfer.records import EncodedSplits, LabelSpace, Pretrained, Text
 from hf_transfer.tasks import Task
@@ -35,8 +36,17 @@ def mix_general(encoded: EncodedSplits, share: float, seed: int) -> tuple[Encode
     General examples make up ``share`` of the tokens of an epoch (mixed fine-tuning, Chu, Dabre and Kurohashi 2017, who
     repeat the smaller side: here the in-domain side sets how long an epoch is, and each epoch has other general
     examples until all had their turn).
+
+    Raises:
+        InputError: there is no general example to learn from.
     """
     assert encoded.general is not None
+    if not len(encoded.general):
+        raise InputError(
+            f"--data.general_source has nothing to mix in, and {share:.0%} of the training tokens should be general: "
+            "its rows are all of test or validation, or longer than --data.max_length on one side. Give it train rows, "
+            "raise that limit, or choose another strategy than mixed and leave out --data.general_share."
+        )
     own_tokens = sum(encoded.train["length"][:])
     general_tokens = sum(encoded.general["length"][:])
     wanted = own_tokens * share / (1 - share)

@@ -20,6 +20,7 @@ from hf_transfer.config import RunConfig
 from hf_transfer.encoding import mix_general
 from hf_transfer.interpolation import choose_interpolation
 from hf_transfer.page import adapt
+from hf_transfer.preparing import prepare
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import EncodedSplits, LabelSpace, Text
 from hf_transfer.tasks import TASKS
@@ -187,6 +188,17 @@ def test_general_text_makes_up_its_share_of_the_tokens():
     assert "3 of 3" in sentence and "(7% of its tokens)" in sentence
 
 
+def test_general_text_without_train_rows_cannot_be_mixed_in(checkpoint, tmp_path):
+    path = general(tmp_path)
+    lines = [line + "\ttest" for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    path.write_text("source\ttarget\tsplit\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    config = config_of(checkpoint, tmp_path / "run", "mixed", general_source=str(path))
+    with pytest.raises(ht.InputError, match=r"--data.general_source has nothing to mix in, and 50% of the training"):
+        adapt(config, read(config), keep_model=False)
+    config = config_of(checkpoint, tmp_path / "run", general_source=str(path))
+    assert len(prepare(config, read(config), keep_model=False).encoded.general) == 0, "scored alone it may be"
+
+
 class Line(torch.nn.Module):
     def __init__(self, value):
         super().__init__()
@@ -248,6 +260,28 @@ def test_every_strategy_runs_and_scores_each_domain(strategy, checkpoint, tmp_pa
     assert len(with_neighbours) == (2 if strategy == "knn" else 0)
     if strategy == "mixed":
         assert any("general examples are mixed into each pass" in note for note in result.results["notes"])
+
+
+@pytest.mark.parametrize("long", ["source", "target"])
+def test_validation_pairs_longer_than_the_positions_of_a_model_choose_no_neighbours(long, checkpoint, tmp_path):
+    config = config_of(checkpoint, tmp_path / "run", "knn")
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, validation_examples=0))
+    text = read(config)
+    rows = text.splits.validation.to_list()
+
+    def with_long(count):
+        longer = [{**row, long: " ".join([row[long]] * 60)} for row in rows[:count]] + rows[count:]
+        splits = dataclasses.replace(text.splits, validation=Dataset.from_list(longer))
+        return dataclasses.replace(text, splits=splits, shared={})
+
+    positions = opened(config).model.config.max_position_embeddings
+    assert positions == 128 and 60 * min(len(row[long].split()) for row in rows) > positions
+    plain = adapt(config, with_long(0), keep_model=False).results["translation"]["knn"]
+    config = dataclasses.replace(config, overwrite=True)
+    told = adapt(config, with_long(2), keep_model=False).results["translation"]["knn"]
+    assert 0 < told["tokens"] < plain["tokens"]
+    with pytest.raises(ht.InputError, match="every pair has more than 60 tokens on one side"):
+        adapt(config, with_long(len(rows)), keep_model=False)
 
 
 def general(folder):
