@@ -26,6 +26,7 @@ from hf_transfer.errors import InputError
 from hf_transfer.interpolation import TradeOff, choose_interpolation, start_weights
 from hf_transfer.knn import Datastore, KnnChoice, knn_logits
 from hf_transfer.layer_runs import LayersTold, is_unsolved, solve_probe
+from hf_transfer.pretrained import longest_input
 from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text, TrainResult
 from hf_transfer.shift import split_predictions
 from hf_transfer.tasks import TaskFunctions
@@ -181,16 +182,25 @@ def with_datastore(
     """Build kNN-MT's datastore from train, choose its settings on validation, and translate with it from here on.
 
     Every process builds its own: nothing is exchanged while texts are written.
+
+    Raises:
+        InputError: no validation pair is short enough to go through the model whole.
     """
     from hf_transfer.knn import KnnGrid, build_datastore, choose
 
     model, adapt = adapted.model.to(accelerator.device), config.adapt
+    limit = longest_input(pretrained.model, pretrained.tokenizer, config.data.max_length)
+    held_out = draw_validation(_within(encoded.validation, limit), LabelSpace("translation"), config)
+    if not len(held_out):
+        raise InputError(
+            f"--adapt.strategy knn chooses its settings on validation, of which every pair has more than {limit} "
+            "tokens on one side: give shorter pairs, or raise --data.max_length where the checkpoint takes more."
+        )
     train, mixture = encoded.train, encoded.mixture
     if mixture is not None:
         train = train.select(mixture.rows(np.arange(len(mixture)), 0))
     batches = [functions.make_batch(train[rows]) for rows in _sorted(train)]
     datastore = build_datastore(model, batches, accelerator.device, weights_sha256=pretrained.sha256)
-    held_out = draw_validation(encoded.validation, LabelSpace("translation"), config)
     grid = KnnGrid()
     if adapt.knn_neighbours is not None:
         grid = dataclasses.replace(grid, neighbours=(adapt.knn_neighbours,))
@@ -213,6 +223,13 @@ def with_datastore(
             return written(module, rows, **settings)
 
     return dataclasses.replace(functions, translate=translate), TranslationExtra(store=Neighbours(datastore, choice))
+
+
+def _within(rows: Dataset, limit: int) -> Dataset:
+    """Those of at most ``limit`` tokens on both sides: what is translated part by part elsewhere cannot be forced
+    through the model with its translation, and a table of positions ends somewhere."""
+    sides = (rows["input_ids"][:], rows["labels"][:])
+    return rows.select([i for i, both in enumerate(zip(*sides, strict=True)) if max(map(len, both)) <= limit])
 
 
 def _sorted(rows: Dataset) -> list[np.ndarray]:
