@@ -72,6 +72,8 @@ class DomainSplits:
     """Train rows of ``data.general_source``, to be mixed in; its domains are test domains, and none is a train
     domain."""
     general_validation: Dataset | None = None
+    general_domains: tuple[str, ...] = ()
+    """Domains of ``data.general_source``, with and without train rows."""
 
     def role(self, domain: str) -> Role:
         """``in_domain`` for the domains that were trained on, else ``shifted``."""

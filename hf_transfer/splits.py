@@ -108,10 +108,12 @@ def split_and_check(
     # 4. Leaks are counted between what is trained on and what is scored.
     facts = _row_facts(table, data)
     test, test_drawn = _test_rows(facts, data.test_fraction)
-    train_domains, test_domains, notes, problems = _choose_domains(facts, test, table.default_train_domains, data)
+    train_domains, test_domains, notes, problems = _choose_domains(
+        facts, test, table.default_train_domains, data, general
+    )
     train, validation, validation_drawn = _train_rows(facts, test, train_domains, data.validation_fraction)
     test_rows = {domain: table.rows.select(_rows_of(facts, test, domain)) for domain in test_domains}
-    targets, pool, target_problems = _target_pool(facts, test, train_domains, test_domains, data)
+    targets, pool, target_problems = _target_pool(facts, test, train_domains, test_domains, data, general)
     problems += target_problems
     mixed, mixed_validation, _ = _train_rows(facts, test, general, data.validation_fraction)
     leaks = Leaks()
@@ -146,6 +148,7 @@ def split_and_check(
         notes=(*notes, *validation_notes, *class_notes, *_leak_notes(leaks, test_rows)),
         general=table.rows.select(_indices(mixed)) if general else None,
         general_validation=table.rows.select(_indices(mixed_validation)) if general else None,
+        general_domains=tuple(general),
     )
     return splits, problems
 
@@ -281,20 +284,22 @@ def _train_rows(
 
 
 def _choose_domains(
-    facts: RowFacts, test: np.ndarray, recommended: Sequence[str], data: DataConfig
+    facts: RowFacts, test: np.ndarray, recommended: Sequence[str], data: DataConfig, general: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[str], list[str]]:
     """Train domains and test domains, train first, each in order of appearance; notes on those left out; problems.
 
     A domain that nobody named is left out where it has no rows for the purpose; a named one is a problem. With a
-    problem among the train domains, all that can be trained on are.
+    problem among the train domains, all that can be trained on are. ``general`` domains are never trained on unless
+    they are named, and always scored where they can be.
     """
     trainable = {facts.domains[number] for number in facts.domain[_trainable(facts, test)]}
     scorable = {facts.domains[number] for number in facts.domain[test]}
     train_problems = _domain_problems("train", data.train_domains, facts.domains, trainable)
     test_problems = _domain_problems("test", data.test_domains, facts.domains, scorable)
-    wanted = (not train_problems and (data.train_domains or recommended)) or facts.domains
+    own = tuple(domain for domain in facts.domains if domain not in general)
+    wanted = (not train_problems and (data.train_domains or recommended)) or own
     train_domains = tuple(domain for domain in facts.domains if domain in wanted and domain in trainable)
-    wanted_for_test = data.test_domains or facts.domains
+    wanted_for_test = (*data.test_domains, *general) if data.test_domains else facts.domains
     first = [domain for domain in train_domains if domain in wanted_for_test]
     others = [domain for domain in facts.domains if domain in wanted_for_test and domain not in train_domains]
     test_domains = tuple(domain for domain in first + others if domain in scorable)
@@ -311,11 +316,17 @@ def _choose_domains(
 
 
 def _target_pool(
-    facts: RowFacts, test: np.ndarray, train_domains: Sequence[str], test_domains: Sequence[str], data: DataConfig
+    facts: RowFacts,
+    test: np.ndarray,
+    train_domains: Sequence[str],
+    test_domains: Sequence[str],
+    data: DataConfig,
+    general: Sequence[str],
 ) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
     """Target domains, [rows] that their labelled examples may be drawn from, and problems.
 
     The pool is what the domain would be trained on if it were a source, so that draws never meet its test rows.
+    ``general`` domains are no targets: their rows are scored and mixed in, and nobody wants to move towards them.
     """
     import numpy as np
 
@@ -323,7 +334,7 @@ def _target_pool(
     count = data.target_examples[0] if data.target_examples else 0
     if not count:
         return (), nothing, []
-    shifted = [domain for domain in test_domains if domain not in train_domains]
+    shifted = [domain for domain in test_domains if domain not in train_domains and domain not in general]
     problems = [
         f"--data.target_domains names {domain!r}, which is no shifted test domain; there are "
         f"{_listed(shifted) or 'none'}."

@@ -79,11 +79,6 @@ def _read_parallel_text(
                 f"{', '.join(shared)}: general text must have names of its own (a file or a column names them)."
             )
         table = _joined(table, other)
-        data = replace(
-            data,
-            train_domains=data.train_domains or table.default_train_domains or own,
-            test_domains=(*data.test_domains, *general) if data.test_domains else (),
-        )
     if problems:
         raise InputError(problems)
     splits, problems = split_and_check(table, data, seed, general)

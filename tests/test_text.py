@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,50 @@ def test_text_without_train_or_test_rows_is_refused_with_its_labels(tmp_path):
     assert "no domain has test rows" in problems_of(path, test_fraction=1e-9)[0]
     (problem,) = problems_of(write(tmp_path, [row("a", "test"), row("b", "test")]))
     assert "nothing is left to train on" in problem
+
+
+def pairs(folder: Path, name: str, splits: str, count: int = 30) -> Path:
+    """A file of pairs, whose published splits follow one another as the letters of ``splits`` do (- for none)."""
+    names = {"t": "train", "e": "test", "-": ""}
+    rows = [
+        {"source": f"{name} {i} is here", "target": f"{name} {i} ist hier", "split": names[splits[i % len(splits)]]}
+        for i in range(count)
+    ]
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def translation_splits(folder: Path, own: dict[str, str], general: int = 30, **settings):
+    (folder / "own").mkdir()
+    for name, splits in own.items():
+        (folder / "own" / name).mkdir()
+        pairs(folder / "own" / name, name, splits)
+    data = DataConfig(
+        source=str(folder / "own"), general_source=str(pairs(folder, "general", "-", general)), **settings
+    )
+    return read_text(data, TrainConfig(), TASKS["translation"], 0)[1]
+
+
+def test_a_domain_that_is_only_tested_may_stand_beside_general_text(tmp_path):
+    splits = translation_splits(tmp_path, {"captions": "t", "news": "e", "talks": "-"})
+    assert splits.train_domains == ("captions", "talks")
+    assert set(splits.test) == {"captions", "news", "talks", "general"}
+    assert splits.general_domains == ("general",) and set(splits.general["domain"]) == {"general"}
+    assert "not trained on, for want of train rows: news." in splits.notes
+
+
+def test_general_text_without_test_rows_is_no_mistake_of_the_user_who_names_test_domains(tmp_path):
+    splits = translation_splits(tmp_path, {"captions": "-", "news": "-"}, 3, test_domains=("news",), test_fraction=0.01)
+    assert set(splits.test) == {"news"} and len(splits.general)
+    assert "not scored, for want of test rows: general; raise --data.test_fraction." in splits.notes
+
+
+def test_no_target_examples_are_drawn_from_general_text(tmp_path):
+    settings = {"train_domains": ("captions",), "target_examples": (4,)}
+    splits = translation_splits(tmp_path, {"captions": "-", "news": "-"}, **settings)
+    counts = Counter(splits.train["domain"])
+    assert set(counts) == {"captions", "news"} and counts["news"] == 4
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match=r"--data.target_domains names 'general', which is no shifted test domain"):
+        translation_splits(tmp_path / "again", {"captions": "-", "news": "-"}, **settings, target_domains=("general",))
