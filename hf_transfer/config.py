@@ -283,7 +283,7 @@ class AdaptConfig:
     knn_neighbours: int | None = None
     """With `knn`: neighbours of each decoder state; by default chosen on validation, as the next two are."""
     knn_interpolation: float | None = None
-    """With `knn`: probability given to the neighbours' tokens, the rest stays with the model."""
+    """With `knn`: probability given to the neighbours' tokens, below 1; the rest stays with the model."""
     knn_temperature: float | None = None
     """With `knn`: squared distances are divided by this before the softmax over neighbours."""
 
@@ -304,6 +304,11 @@ class AdaptConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 found.append(f"--adapt.{name} must lie in [0, 1], found {value}: try 0.5.")
+        if self.knn_interpolation == 1:
+            found.append(
+                "--adapt.knn_interpolation 1 leaves nothing to the model, which a token that no neighbour names needs: "
+                "try 0.5."
+            )
         found += _at_least("adapt", self, {"knn_neighbours": 1})
         if self.knn_temperature is not None and not 0 < self.knn_temperature < math.inf:
             found.append(f"--adapt.knn_temperature must be over 0, found {self.knn_temperature}: try 10.")
@@ -651,6 +656,8 @@ class RunConfig:
             for name in others
             if given[name] != plain[name] and given[name] != TASK_DEFAULTS[self.task].get(name, plain[name])
         ]
+        if self.task == "translation" and self.adapt.lora_init == "eva":
+            found.append(EVA_OF_WRITERS)
         if self.task == "classification" and "ctranslate2" in self.publish.export:
             found.append("--publish.export ctranslate2 is for translation: use onnx, or leave it out.")
         if self.task == "translation" and "onnx" in self.publish.export:
@@ -870,6 +877,10 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+EVA_OF_WRITERS = (
+    "--adapt.lora_init eva reads every layer's activations by the mask of the source, and a model that writes has "
+    "decoder layers of another length: use default, pissa, olora or corda."
+)
 FREEZABLE_PARTS = ("embeddings", "encoder", "decoder", "cross_attention")
 """Parts of a model that ``adapt.freeze`` knows by name."""
 
@@ -902,7 +913,12 @@ def freeze_problems(text: str) -> list[str]:
             ]
         return []
     if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        return []
+        ranges = [piece.split("-") for piece in text.split(",") if "-" in piece]
+        backwards = [(first, last) for first, last in ranges if int(first) > int(last)]
+        return [
+            f"--adapt.freeze {text}: layers {first}-{last} run backwards and name none: write {last}-{first}."
+            for first, last in backwards
+        ]
     return [
         f"--adapt.freeze {text} is not understood: give a count of bottom layers (4), fraction:0.66, layers (0-3,5), "
         f"regex:PATTERN, or parts ({', '.join(FREEZABLE_PARTS)}) joined by +, each with :trainable to freeze the rest."

@@ -126,7 +126,9 @@ def test_freezing_what_is_not_there_or_everything_is_refused(folders, spec, mess
         freeze(folders["bert-4"], spec)
 
 
-@pytest.mark.parametrize("spec", ["", "half", "-1", "fraction:2", "fraction:x", "fraction:nan", "regex:(", "3-", "a-b"])
+@pytest.mark.parametrize(
+    "spec", ["", "half", "-1", "fraction:2", "fraction:x", "fraction:nan", "regex:(", "3-", "a-b", "3-0", "5-3,0"]
+)
 def test_what_is_no_form_of_freeze_is_said_before_a_model_is_loaded(spec):
     (problem,) = AdaptConfig(strategy="freeze", freeze=spec).problems()
     assert problem.startswith(f"--adapt.freeze {spec}")
@@ -691,6 +693,34 @@ def test_lora_targets_of_a_model_that_writes_lie_in_its_layers(translators, fami
     assert not any(is_table(name) for name in everywhere)
     endings = {"q", "k", "v", "o"} if "t5" in family else {"q_proj", "k_proj", "v_proj", "out_proj"}
     assert {name.rsplit(".", 1)[-1] for name in attending} == endings
+
+
+def test_corda_reads_each_side_of_a_pair_at_its_own_length(translators):
+    pretrained = translator(translators["marian"])
+    pad = pretrained.model.config.pad_token_id
+    assert pretrained.model.config.decoder_start_token_id == pad, "the hardest case: the first token is one that pads"
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 0], [5, 0, pad, pad]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "decoder_input_ids": torch.tensor([[pad, pad, pad, pad, pad, pad], [pad, 7, 31, 12, 9, 8]]),
+    }
+    batch["decoder_input_ids"][0, 1] = 9
+    seen = []
+    decoder = pretrained.model.get_decoder()
+    decoder.register_forward_pre_hook(
+        lambda module, given, named: seen.append((named["input_ids"].tolist(), len(named["encoder_hidden_states"][0]))),
+        with_kwargs=True,
+    )
+    adapt = AdaptConfig(strategy="lora", lora_init="corda", lora_rank=2, lora_targets="q_proj")
+    apply_strategy(pretrained, adapt, lambda: [batch])
+    assert sorted(seen)[:: len(seen) - 1] == sorted([([[pad, 9]], 4), ([[pad, 7, 31, 12, 9, 8]], 2)])
+
+
+def test_eva_is_refused_for_a_model_that_writes(translators):
+    with pytest.raises(InputError, match=r"--adapt.lora_init eva reads every layer's activations by the mask of the"):
+        apply_strategy(
+            translator(translators["marian"]), AdaptConfig(strategy="lora", lora_init="eva"), lambda: [PAIR_IDS]
+        )
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "attention"])

@@ -522,6 +522,8 @@ def test_a_printed_comparison_shows_the_rate_of_each_strategy(capsys, tmp_path):
         ("translation", "--train.head_learning_rate=1e-3", "--train.head_learning_rate does nothing in translation"),
         ("translation", "--adapt.strategy=probe", "--adapt.strategy names 'probe', which is not known in translation"),
         ("translation", "--evaluate.controls=tfidf", "--evaluate.controls names 'tfidf', which is not known in tran"),
+        ("translation", "--adapt.lora_init=eva", "--adapt.lora_init eva reads every layer's activations by the mask"),
+        ("translation", "--adapt.knn_interpolation=1", "--adapt.knn_interpolation 1 leaves nothing to the model"),
         ("classification", "--data.source_lang=en", "--data.source_lang does nothing in classification: leave it out."),
         ("classification", "--data.target_column=de", "--data.target_column does nothing in classification"),
         ("classification", "--data.general_source=x", "--data.general_source does nothing in classification"),

@@ -334,7 +334,19 @@ def test_a_value_of_the_wrong_kind_given_from_python_is_refused_before_it_is_com
 
 @pytest.mark.parametrize(
     "text",
-    ["0", "12", "embeddings", "encoder", "fraction:0", "fraction:0.66", "fraction:1", "3,5", "0-3,5", r"regex:^a\.b"],
+    [
+        "0",
+        "12",
+        "embeddings",
+        "encoder",
+        "fraction:0",
+        "fraction:0.66",
+        "fraction:1",
+        "3,5",
+        "0-3,5",
+        "2-2",
+        r"regex:^a\.b",
+    ],
 )
 def test_a_form_of_freeze_is_understood(text):
     assert freeze_problems(text) == []
@@ -348,6 +360,8 @@ def test_a_form_of_freeze_is_understood(text):
         ("-1", "is not understood"),
         ("0-", "is not understood"),
         ("1,,2", "is not understood"),
+        ("3-0", "layers 3-0 run backwards and name none: write 0-3."),
+        ("5-3,0", "--adapt.freeze 5-3,0: layers 5-3 run backwards and name none: write 3-5."),
         ("fraction:1.5", "the fraction must be a number from 0 to 1"),
         ("fraction:nan", "the fraction must be a number from 0 to 1"),
         ("fraction:two thirds", "the fraction must be a number from 0 to 1"),

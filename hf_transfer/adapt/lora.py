@@ -26,7 +26,7 @@ from hf_transfer.adapt.base import (
     no_sample,
     with_head_first,
 )
-from hf_transfer.config import AdaptConfig
+from hf_transfer.config import EVA_OF_WRITERS, AdaptConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import Pretrained
 
@@ -46,11 +46,14 @@ def apply_lora(pretrained: Pretrained, adapt: AdaptConfig, sample_inputs: Sample
         sample_inputs: what the initialisations eva (Paischer 2024) and corda (Yang 2024) look at.
 
     Raises:
-        InputError: targets that no linear layer of the body matches, or an initialisation that PEFT refuses.
+        InputError: targets that no linear layer of the body matches, or an initialisation that PEFT refuses or that
+            reads the layers of a model that writes wrongly.
     """
     from peft import EvaConfig, LoraConfig
     from peft.tuners.lora.config import CordaConfig
 
+    if adapt.lora_init == "eva" and is_generative(pretrained.model):
+        raise InputError(EVA_OF_WRITERS)
     parts = find_parts(pretrained)
     targets = find_targets(pretrained.model, parts, adapt.lora_targets)
     saved = _saved_whole(head_modules(pretrained.model), new_modules(pretrained))
@@ -158,9 +161,9 @@ def _wrap(model: Any, config: Any, sample_inputs: SampleInputs) -> Any:
         def run_model() -> None:
             with torch.no_grad():
                 for batch in batches:
-                    for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+                    for i in range(len(batch["attention_mask"])):
                         # PEFT's hook takes one text at a time; padding would count as data
-                        model(**{name: t[i : i + 1, :length] for name, t in batch.items()})
+                        model(**_one_text(batch, i, model.config.pad_token_id))
 
         model.eval()
         preprocess_corda(model, config, run_model)
@@ -169,6 +172,20 @@ def _wrap(model: Any, config: Any, sample_inputs: SampleInputs) -> Any:
         wrapped.eval()
         initialize_lora_eva_weights(wrapped, batches, gather_distributed_inputs=False, show_progress_bar=False)
     return wrapped.train(was_training)
+
+
+def _one_text(batch: dict[str, torch.Tensor], row: int, pad: int) -> dict[str, torch.Tensor]:
+    """Inputs of one row without its padding; the decoder's have a length of their own and no mask.
+
+    Their first token is never padding, although several families start from the token that pads.
+    """
+    length = int(batch["attention_mask"][row].sum())
+    alone = {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+    if "decoder_input_ids" in batch:
+        ids = batch["decoder_input_ids"][row : row + 1]
+        real = (ids[0] != pad).nonzero()[:, 0].tolist()
+        alone["decoder_input_ids"] = ids[:, : max([0, *real]) + 1]
+    return alone
 
 
 def _initial_update(wrapped: Any, init: str) -> dict[str, torch.Tensor]:
