@@ -123,8 +123,8 @@ def load_pretrained(
         seed: Seed of every newly initialised weight.
 
     Raises:
-        InputError: weights missing or in pickle form, tokenizer and embedding sizes that do not fit, or layers that
-            cannot be dropped.
+        InputError: weights missing or in pickle form, tokenizer and embedding sizes that do not fit, layers that
+            cannot be dropped, or a head that reads padding.
     """
     import torch
     import transformers
@@ -172,6 +172,7 @@ def load_pretrained(
     except (*_STUMBLES, SafetensorError) as error:
         raise InputError(_not_opened(checkpoint.id, checkpoint.is_local, error)) from None
     _check_vocabulary(checkpoint.id, opened, tokenizer)
+    _check_head_place(checkpoint.id, opened)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
     revision = _commit(checkpoint, model.revision)
     digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, revision or None)
@@ -337,6 +338,22 @@ def _load_weights(
     fresh = kind.from_config(checkpoint.config, trust_remote_code=model.trust_remote_code)
     fresh.base_model.load_state_dict(loaded.base_model.state_dict())
     return fresh, tuple(new | head)
+
+
+def _check_head_place(checkpoint_id: str, model: PreTrainedModel) -> None:
+    """Refuse a head that reads the last place, or a mean over all places, of a batch without looking at its mask.
+
+    Batches are padded on the right, so such a head (XLNet's, whose own batches are padded on the left) would read
+    padding, and more of it beside a longer neighbour. GPT-2 and Llama look for the last token that is not padding.
+    """
+    for module in model.modules():
+        kind = getattr(module, "summary_type", None)
+        if isinstance(kind, str) and kind != "first":
+            raise InputError(
+                f"--model.checkpoint {checkpoint_id}: the head of {model.config.model_type} takes its summary_type "
+                f"{kind!r} over padding as well, so that a prediction would depend on the other texts of its batch. "
+                "Give a checkpoint of another architecture: an encoder such as BERT, RoBERTa or DeBERTa."
+            )
 
 
 def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

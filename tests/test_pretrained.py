@@ -9,12 +9,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from tiny import ARCHITECTURES, make_checkpoint
+from tiny import ARCHITECTURES, make_checkpoint, make_tokenizer
 from torch import nn
 
 from hf_transfer import pretrained as module
 from hf_transfer.config import ModelConfig
 from hf_transfer.errors import InputError
+from hf_transfer.loading import load
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained, longest_input, set_dropout
 from hf_transfer.records import LabelSpace, Pretrained
 from hf_transfer.tasks import TASKS
@@ -420,3 +421,26 @@ def test_relative_positions_set_no_limit(tmp_path):
     opened = open_it(make_checkpoint(tmp_path, "t5", max_position_embeddings=None))
     opened.tokenizer.model_max_length = int(1e30)
     assert longest_input(opened.model, opened.tokenizer, 10_000) == 10_000
+
+
+def make_xlnet(folder, **settings):
+    size = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24, "pad_token_id": 0}
+    tokenizer = make_tokenizer()
+    config = transformers.XLNetConfig(vocab_size=len(tokenizer), **size, **settings)
+    transformers.XLNetForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["last", "mean"])
+def test_a_head_that_reads_padding_is_refused(kind, tmp_path):
+    make_xlnet(tmp_path, summary_type=kind)
+    with pytest.raises(InputError, match=f"the head of xlnet takes its summary_type '{kind}' over padding as well"):
+        open_it(tmp_path)
+    with pytest.raises(InputError, match="a prediction would depend on the other texts of its batch"):
+        load(tmp_path)
+
+
+def test_a_head_that_reads_the_first_place_is_opened_whatever_the_architecture(tmp_path):
+    opened = open_it(make_xlnet(tmp_path, summary_type="first"))
+    assert opened.model.sequence_summary.summary_type == "first"
