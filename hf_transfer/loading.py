@@ -274,7 +274,9 @@ def _load_full(folder: Path) -> Opened:
         )
     config = opened.model.config
     problems = {"multi_label_classification": "multi_label", "regression": "regression"}
-    problem: Any = problems.get(config.problem_type or "", "single_label")
+    # as transformers itself takes a single output of which nothing is said: of one class, nothing could be told
+    unsaid = "regression" if config.num_labels == 1 else "single_label"
+    problem: Any = problems.get(config.problem_type, "single_label") if config.problem_type else unsaid
     names = () if problem == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
     wanted_length = read_metadata(folder)["max_length"] if (folder / METADATA_NAME).is_file() else 512
     max_length = longest_input(opened.model, opened.tokenizer, wanted_length)

@@ -32,6 +32,19 @@ def test_a_stock_folder_opens_and_long_texts_are_cut_where_its_positions_end(tmp
     assert loaded.predict([]).labels == []
 
 
+@pytest.mark.parametrize("said", [None, "regression"])
+def test_a_stock_folder_with_one_output_predicts_its_value(said, tmp_path):
+    base = make_checkpoint(tmp_path / "base", "bert")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, problem_type=said)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(tmp_path / "model")
+    predicted = load(tmp_path / "model", device="cpu").predict(["good", "bad"])
+    with torch.no_grad():
+        stock = model.eval()(**tokenizer(["good", "bad"], return_tensors="pt")).logits[:, 0].tolist()
+    assert predicted.labels == pytest.approx(stock, abs=1e-5) and predicted.label_names == ()
+
+
 @pytest.mark.parametrize("architecture", ["bert", "mpnet"])
 def test_texts_of_any_length_are_predicted_as_each_alone_and_layers_see_no_padding(tmp_path, architecture):
     path = stock_model(tmp_path, architecture)
