@@ -214,6 +214,33 @@ def test_a_folder_per_domain(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        (["dvd/2023/train.csv"], "dvd/2023"),
+        (["dvd/2023/a/train.csv"], "dvd"),
+        (["dvd/train.csv", "dvd/2023/train.csv"], "dvd/2023"),
+        (["dvd/about.md", "dvd/2023/train.csv"], "dvd/2023, dvd/about.md"),
+    ],
+)
+def test_data_that_lie_too_deep_in_a_folder_are_told_of(beside, named, tmp_path):
+    write(tmp_path / "reviews" / "books" / "train.csv", ROWS)
+    (tmp_path / "reviews" / "empty").mkdir()
+    for place in beside:
+        path = tmp_path / "reviews" / place
+        if path.suffix == ".md":
+            path.parent.mkdir()
+            path.write_text("mine")
+        else:
+            write(path, ROWS)
+    table = load(tmp_path / "reviews")
+    assert set(table.rows["domain"]) == {"books", *(["dvd"] if "dvd/train.csv" in beside else [])}
+    (note,) = table.notes
+    head, listed = note.removesuffix(".").split(": ")
+    assert head == "not read from reviews, since their names say no split, they lie too deep or they are no data"
+    assert ", ".join(sorted(listed.split(", "))) == named
+
+
 def test_a_folder_per_split(tmp_path):
     assert found(folder_of(tmp_path, "train/books.csv", "test/books.csv")) == {
         ("train/books.csv:1", "books", "train"),

@@ -114,7 +114,7 @@ def find_files(
     """
     list_files = list_files or _data_files
     here, ignored = list_files(folder)
-    inner = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    inner = _visible_folders(folder)
     if here:
         files, unread = _by_name(here, folder)
         ignored += unread + [item for item in inner if list_files(item)[0]]
@@ -125,6 +125,11 @@ def find_files(
             named, unknown = _by_name(found, folder)
             files += [_under(sub_folder.name, file) for file in named]
             ignored += unread + unknown
+            below = _visible_folders(sub_folder)  # not read, but a domain should not vanish unsaid
+            too_deep = [item for item in below if list_files(item)[0]]
+            if below and not (found or unread or too_deep):
+                too_deep = [sub_folder]
+            ignored += too_deep
     if not files:
         expected = expected or " ".join(TABLE_SUFFIXES)
         raise InputError(
@@ -136,7 +141,8 @@ def find_files(
     if ignored:
         names = [item.relative_to(folder).as_posix() for item in ignored]
         notes.append(
-            f"not read from {folder.name}, since their names say no split or they are no data: {shown(names)}."
+            f"not read from {folder.name}, since their names say no split, they lie too deep or they are no data: "
+            f"{shown(names)}."
         )
     return files, notes
 
@@ -247,6 +253,10 @@ TABLE_SUFFIXES = tuple(READERS)
 def visible_files(folder: Path) -> list[Path]:
     """Files of a folder by name, without those that start with a dot."""
     return sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith("."))
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
 
 
 def _data_files(folder: Path) -> tuple[dict[Path, str], list[Path]]:
