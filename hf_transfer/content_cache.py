@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = "hf-transfer/content/2"
+FORMAT = "hf-transfer/content/3"
 """Counts up when what is computed from the same text changes."""
 LIMIT_BYTES = 4 << 30
 BATCH_ROWS = 500

@@ -1,7 +1,8 @@
 """Floor 1: examples that occur twice where they must not, exactly or nearly.
 
 Two texts are *equal* when they agree after Unicode NFKC, case folding and squeezing of white space; *near* when the
-Jaccard similarity of their word sets reaches a threshold. Both are found exactly, with no sampling and no hashing of
+Jaccard similarity of their word sets reaches a threshold. Scripts that put no spaces between words count by characters
+(``_words``). Both are found exactly, with no sampling and no hashing of
 similarities, so that the counts can be checked by hand.
 """
 
@@ -30,6 +31,18 @@ WORDS_PER_BLOCK = 1 << 22
 DIGEST_BYTES = 32
 ROUNDING = 1e-9
 """Loosens the filters, never the test itself: 0.55 * 100 is 55.00000000000001 in floats, and its ceiling is 56."""
+
+IDEOGRAPHS = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED_LETTERS = (
+    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"  # kana
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf"  # Thai, Lao
+    "\u1780-\u17d3\u1000-\u103f\u1050-\u108f\u109a-\u109f\ua9e0-\ua9ef\uaa60-\uaa7f"  # Khmer, Myanmar
+)
+"""With their marks, which ``\\w`` leaves out, and without their digits and punctuation."""
+LETTERS_PER_PIECE = 3
+"""Two long texts of an alphabet have most of its letters in common, and few of their triples."""
+_UNSPACED = re.compile(f"[{IDEOGRAPHS}{UNSPACED_LETTERS}]")
+_PIECES = re.compile(f"[{IDEOGRAPHS}]|([{UNSPACED_LETTERS}]+)|[^\\W{IDEOGRAPHS}{UNSPACED_LETTERS}]+")
 
 PAIR_MARK = "\x1f"
 """Stands between the two texts of a pair; it is white space to ``str.split``, so no squeezed text holds it."""
@@ -223,9 +236,28 @@ def _blocks(starts: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _words(normalised: str) -> list[str]:
+    """Words in order, repeats included; those of a second text are marked.
+
+    Where a script has no spaces, each ideograph is a word, and so is each overlapping piece of a run of letters: as
+    one word, a whole clause would differ where a character does.
+    """
     first, mark, second = normalised.partition(PAIR_MARK)
-    words = re.findall(r"\w+", first)
-    return words + [PAIR_MARK + word for word in re.findall(r"\w+", second)] if mark else words
+    words = _words_of(first)
+    return words + [PAIR_MARK + word for word in _words_of(second)] if mark else words
+
+
+def _words_of(text: str) -> list[str]:
+    if text.isascii() or not _UNSPACED.search(text):  # most texts, and the quicker way
+        return re.findall(r"\w+", text)
+    words = []
+    for match in _PIECES.finditer(text):
+        run = match[1]
+        if run is None:
+            words.append(match[0])
+        else:
+            count = max(1, len(run) - LETTERS_PER_PIECE + 1)
+            words += [run[i : i + LETTERS_PER_PIECE] for i in range(count)]
+    return words
 
 
 def _prefix_lengths(sets: WordSets, threshold: float) -> np.ndarray:

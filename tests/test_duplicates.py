@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import string
 import time
 import unicodedata
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_transfer.duplicates import find_leaks, normalise
+from hf_transfer.duplicates import _words, find_leaks, normalise
 from hf_transfer.records import Leaks
 
 SHARED = Path(os.environ.get("HF_TRANSFER_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -58,6 +59,53 @@ def test_no_twin_is_lost_where_threshold_times_size_rounds_up():
 def test_texts_of_fewer_than_five_words_count_only_when_equal():
     assert leaks_of(["a b c d"], ["d c b a"], 0.5)[0] == Leaks()
     assert leaks_of(["a b c d e"], ["e d c b a"], 0.5)[0] == Leaks(near=1)
+
+
+UNSPACED = {
+    "Chinese": ("昨天我和朋友一起去看电影，可是故事有点无聊。", "电影", "戏剧"),
+    "Japanese": (
+        "昨日は友達と一緒に新しい映画を見に行きましたが、話があまり面白くなかったので途中で帰りました。",
+        "途中",
+        "早く",
+    ),
+    "kana": (
+        "きのうはともだちといっしょにあたらしいおもちゃをかいにいきましたがおみせはとてもこんでいました",
+        "とても",
+        "かなり",
+    ),
+    "Thai": ("เมื่อวานนี้ฉันไปดูหนังกับเพื่อนแต่เรื่องค่อนข้างน่าเบื่อเราเลยกลับบ้านก่อนหนังจบและไปกินก๋วยเตี๋ยวด้วยกัน", "เพื่อน", "น้อง"),
+}
+
+
+@pytest.mark.parametrize("language", UNSPACED)
+def test_scripts_without_spaces_are_compared_within_a_clause(language):
+    text, word, other = UNSPACED[language]
+    assert word in text
+    changed = text.replace(word, other)
+    assert leaks_of([text], [changed], 0.7)[0] == leaks_of([changed], [text], 0.7)[0] == Leaks(near=1)
+    assert leaks_of([f"{text} {SENTENCE}"], [f"{SENTENCE.upper()}? {text}"], 1.0)[0] == Leaks(near=1)
+
+
+@pytest.mark.parametrize(("first", "count"), [("あ", 70), ("ก", 46), ("ກ", 1), ("ក", 35), ("က", 33)])
+def test_long_texts_in_letters_without_spaces_are_no_twins_for_having_the_same_letters(first, count):
+    random = np.random.default_rng(0)
+    letters = [chr(ord(first) + i) for i in range(max(count, 30))]
+    likely = 1 / np.arange(1, len(letters) + 1)
+    one, two = ("".join(random.choice(letters, 2000, p=likely / likely.sum())) for _ in range(2))
+    shared = len({*one} & {*two}) / len({*one} | {*two})
+    assert shared > 0.9, "single letters would make them twins"
+    assert leaks_of([one], [two], 0.6)[0] == Leaks()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(st.sampled_from(string.printable + "äßéñøœőжщїλώעבدसの한국어क्षि字ーไ๑၁"), max_size=30))
+def test_texts_in_all_other_scripts_have_the_words_that_stand_between_their_spaces(text):
+    words = _words(normalise(text))
+    if not re.search("[の字ーไ]", text):
+        assert words == re.findall(r"\w+", normalise(text))
+    else:
+        apart = re.sub("([の字ーไ]+)", r" \1 ", text)
+        assert words == _words(normalise(apart)), "and a change of script ends a word"
 
 
 def test_a_test_example_counts_once_and_all_of_its_twins_are_named():
