@@ -273,7 +273,7 @@ class AdaptConfig:
     lora_use_rslora: bool = False
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023), so that large ranks keep learning."""
     lora_init: str = "default"
-    """Initialisation handed to PEFT: default, gaussian, orthogonal, pissa, pissa_niter_K, olora, mica, eva, corda."""
+    """Initialisation handed to PEFT: default, gaussian, orthogonal, pissa, pissa_niter_K, olora, mica, eva (not in translation), corda."""
     probe_layers: int | str | None = None
     """With `probe`: learn from mean-pooled states instead of the stock head: of layer `K` (0 is the embeddings), their `mean`, `all` side by side, or `auto`, the best of these; solved exactly, without the loop."""
     interpolation: float | None = None
