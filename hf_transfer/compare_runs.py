@@ -221,8 +221,8 @@ def _settings(config: CompareConfig, texts: Texts) -> Iterator[Setting]:
         return
     splits = _source_text(config, texts).splits
     yield Setting(splits.train_domains)
-    general = () if splits.general is None else set(splits.general["domain"])  # learnt from by no target's name
-    shifted = [name for name in splits.test if splits.role(name) == "shifted" and name not in general]
+    own = [name for name in splits.test if name not in splits.general_domains]
+    shifted = [name for name in own if splits.role(name) == "shifted"]
     unknown = [domain for domain in data.target_domains if domain not in shifted]
     if unknown:
         raise InputError(

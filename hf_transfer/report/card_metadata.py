@@ -110,9 +110,10 @@ def carried_licence(results: Results) -> dict[str, str]:
 
 
 def _languages(results: Results) -> list[str] | None:
-    """Source and target of a translation, where they are codes as the Hub has them."""
+    """Source and target of a translation, where they are codes as the Hub has them; of columns nothing is known here."""
     data = results["config"].get("data", {})
-    codes = [data.get("source_lang"), data.get("target_lang")] if results["task"] == "translation" else []
+    sides = ("source_lang", "target_lang") if results["task"] == "translation" else ()
+    codes = [data.get(side) for side in sides if not data.get(f"{side}_column")]
     known = [code for code in codes if code and re.fullmatch(r"[a-z]{2,3}", code)]
     return list(dict.fromkeys(known)) or None
 

@@ -65,9 +65,10 @@ def as_comparison(results: Results) -> dict[str, Any]:
 
 
 def languages(config: Mapping[str, Any]) -> str:
-    """What a translation run predicts, by its settings."""
+    """What a translation run predicts, by its settings; columns of languages may name others, or several."""
     data = config.get("data") or {}
-    sides = [one_line(str(data[key])) for key in ("source_lang", "target_lang") if data.get(key)]
+    named = [side for side in ("source_lang", "target_lang") if not data.get(f"{side}_column")]
+    sides = [one_line(str(data[side])) for side in named if data.get(side)]
     return f"translations, {' to '.join(sides)}" if len(sides) == 2 else "translations"
 
 
