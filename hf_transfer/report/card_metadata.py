@@ -110,7 +110,7 @@ def carried_licence(results: Results) -> dict[str, str]:
 
 
 def _languages(results: Results) -> list[str] | None:
-    """Source and target of a translation, where they are codes as the Hub has them; of columns nothing is known here."""
+    """Source and target of a translation, where they are codes as the Hub has them; of columns, nothing is known."""
     data = results["config"].get("data", {})
     sides = ("source_lang", "target_lang") if results["task"] == "translation" else ()
     codes = [data.get(side) for side in sides if not data.get(f"{side}_column")]
