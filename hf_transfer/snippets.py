@@ -128,6 +128,8 @@ def _adapter_lines(metadata: Metadata) -> list[str]:
         f"    {location}, num_labels={len(names)},",
         *(f"    {argument}," for argument in further),
         *(f"    {name}={value!r}," for name, value in metadata.get("base_layers", {}).items()),
+        # the base may have a head for other labels, in whose place the adapter's comes
+        *([] if metadata["keeps_head"] else ["    ignore_mismatched_sizes=True,"]),
         "    id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},",
         ")",
         'model = PeftModel.from_pretrained(base, "PATH").eval()',
@@ -172,9 +174,12 @@ def _translation_lines(metadata: Metadata, is_adapter: bool) -> list[str]:
     opened = ['model = AutoModelForSeq2SeqLM.from_pretrained("PATH")']
     if is_adapter:
         imports, location, further = _base(metadata)
-        lines = [*imports, "from peft import PeftModel", *lines]
+        needed = "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig"
+        lines = [*imports, "from peft import PeftModel", needed, ""]
         opened = [
             f"base = AutoModelForSeq2SeqLM.from_pretrained({', '.join([location, *further])})",
+            # PEFT writes with the settings of the base, which may name another language
+            'base.generation_config = GenerationConfig.from_pretrained("PATH")',
             'model = PeftModel.from_pretrained(base, "PATH")',
         ]
     text = json.dumps(f"{metadata['source_head']}some text", ensure_ascii=False)

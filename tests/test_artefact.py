@@ -11,16 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from datasets import Dataset
 from peft.tuners.lora.layer import LoraLayer
 from tiny import ARCHITECTURES, make_checkpoint
+from tiny_translation import CODES, make_translation_checkpoint
 from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.artefact import save_artefact, write_model
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig
 from hf_transfer.errors import RunError
+from hf_transfer.languages import CONVENTIONS, prepare_generation
 from hf_transfer.loading import METADATA_SCHEMA, LoadedModel, load
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, Pretrained
@@ -232,6 +235,49 @@ def test_an_artefact_that_does_not_give_the_same_logits_ends_the_run(tmp_path, m
     monkeypatch.setattr("hf_transfer.artefact.write_model", write_nothing)
     with pytest.raises(RunError, match=r"a fresh process cannot open it.*holds no \.safetensors file"):
         save_artefact(tmp_path, adapted, pretrained, labels, "classification", 32, False, (), proof)
+
+
+def shown_by_stock_lines(folder: Path) -> list:
+    """What the lines without this package, in the README beside an artefact, print."""
+    code = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
+    shown: list = []
+    exec(code.replace('"PATH', f'"{folder}'), {"print": shown.append})
+    return shown
+
+
+@pytest.mark.parametrize("family", ["m2m100", "nllb", "mbart-50"])
+def test_the_lines_of_an_adapter_that_translates_write_the_language_that_it_was_adapted_to(family, tmp_path):
+    checkpoint = make_translation_checkpoint(family, tmp_path / "base")
+    config = ModelConfig(checkpoint=str(checkpoint), dropout=0.0)
+    task = TASKS["translation"]
+    pretrained = load_pretrained(config, find_checkpoint(config), task.auto_class, {}, True, seed=3)
+    source, target = CODES[family]
+    prepare_generation(pretrained.model, pretrained.tokenizer, CONVENTIONS[family], target, beams=2, source_lang=source)
+    adapted = apply_strategy(pretrained, AdaptConfig(strategy="lora", lora_rank=2), lambda: [])
+    metadata = metadata_of(pretrained, LabelSpace("translation")) | {"task": "translation", "keeps_head": True}
+    metadata |= {"source_head": "", "source_lang": source, "target_lang": target, "source_prefix": "", "tags": []}
+    write_model(tmp_path / "model", adapted.model, adapted, pretrained, metadata)
+    ((stock,),) = shown_by_stock_lines(tmp_path / "model")
+    (ours,) = load(tmp_path / "model", device="cpu").translate(["some text"], beams=2)
+    # a model of random weights never ends, and stock goes on for longer: the beginning tells
+    assert len(ours) > 20 and stock.startswith(ours[:20])
+
+
+@pytest.mark.parametrize(("heads", "keeps_head"), [(3, False), (2, False), (2, True)])
+def test_the_lines_of_an_adapter_open_it_on_a_base_with_a_head_of_its_own(heads, keeps_head, tmp_path):
+    labels = SPACES["2"]
+    body = make_checkpoint(tmp_path / "body")
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(body, num_labels=heads)
+    base.save_pretrained(tmp_path / "base")
+    transformers.AutoTokenizer.from_pretrained(body).save_pretrained(tmp_path / "base")
+    config = ModelConfig(checkpoint=str(tmp_path / "base"), dropout=0.0)
+    pretrained = load_pretrained(config, find_checkpoint(config), TASK.auto_class, TASK.head(labels), keeps_head, 3)
+    adapted = apply_strategy(pretrained, STRATEGIES["lora"], lambda: [])
+    metadata = metadata_of(pretrained, labels) | {"keeps_head": keeps_head}
+    write_model(tmp_path / "model", adapted.model, adapted, pretrained, metadata)
+    (stock,) = shown_by_stock_lines(tmp_path / "model")
+    expected = load(tmp_path / "model", device="cpu").logits(["some text"])
+    np.testing.assert_allclose(stock.detach(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_failed_save_leaves_the_earlier_artefact_alone(tmp_path, monkeypatch):
