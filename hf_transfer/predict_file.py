@@ -255,13 +255,19 @@ def _row_writer(file: TextIO, suffix: str, columns: Sequence[str]) -> Callable[[
     """What writes one row to ``file``; the header of a table is written at once."""
     if suffix == ".jsonl":
         return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    writer = csv.writer(file, delimiter=DELIMITERS[suffix], lineterminator="\n")
-    writer.writerow(columns)
+    plain = csv.writer(file, delimiter=DELIMITERS[suffix], lineterminator="\n")
+    quoted = csv.writer(file, delimiter=DELIMITERS[suffix], lineterminator="\n", quoting=csv.QUOTE_ALL)
 
     def cell(value: Any) -> Any:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
-    return lambda row: writer.writerow([cell(row.get(name)) for name in columns])
+    def write(cells: Sequence[Any]) -> None:
+        # Python before 3.11.9 and 3.12.3 leaves such a cell without quotes, and readers end the row there
+        ends_within = any(isinstance(value, str) and "\r" in value for value in cells)
+        (quoted if ends_within else plain).writerow(cells)
+
+    write(columns)
+    return lambda row: write([cell(row.get(name)) for name in columns])
 
 
 def _text(path: Path, number: int, row: Mapping[str, Any], name: str) -> str:

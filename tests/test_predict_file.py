@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from tiny import make_checkpoint
@@ -201,6 +202,21 @@ def test_quotes_that_do_not_pair_up_in_a_tsv_are_plain_characters(models, tmp_pa
     source.write_text('id\ttext\n1\t"Great" film\n2\t"never\n3\tbad\n', encoding="utf-8")
     rows = read_table(label(models["single"], source, tmp_path / "out.tsv"), "\t")
     assert [row["text"] for row in rows] == ['"Great" film', '"never', "bad"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_carriage_return_inside_a_cell_ends_no_row(models, tmp_path, suffix):
+    source = tmp_path / "in.jsonl"
+    rows = [{"text": "good\rand bad", "a\rb": "1"}, {"text": "\r", "a\rb": "2"}, {"text": "dry", "a\rb": "3\r\n"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    target, delimiter = label(models["single"], source, tmp_path / f"out{suffix}"), "\t" if suffix == ".tsv" else ","
+    with target.open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file, delimiter=delimiter))
+    assert [{name: row[name] for name in ("text", "a\rb")} for row in found] == rows
+    assert {row["predicted"] for row in found} <= set(NAMES)
+    frame = pandas.read_csv(target, sep=delimiter, dtype=str)
+    assert frame[["text", "a\rb"]].to_dict("records") == rows
+    assert frame["predicted"].tolist() == [row["predicted"] for row in found]
 
 
 def test_values_that_are_no_text_are_kept(models, tmp_path):
