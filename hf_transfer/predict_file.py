@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -61,6 +61,7 @@ def predict_file(
         if text_pair_column:
             raise InputError(f"--text_pair_column {text_pair_column}: {model} translates one text: leave it out.")
         loaded.translate([])  # a language that it must be told is not missed after hours of work
+    _check_free(source, columns, _new_columns(loaded.labels.names))
     partial = target.with_name(target.name + ".partial")
     try:
         count = _write(loaded, rows, columns, partial, target.suffix.lower(), wanted, rows_at_once)
@@ -187,27 +188,30 @@ def _check_device(device: str | None) -> None:
 
 
 def _check_rows(rows: RowReader, wanted: Sequence[str], as_table: bool) -> tuple[str, ...]:
-    """The column names of the first row, once every row has been seen to have text where it is wanted.
+    """The column names of all rows, once every row has been seen to have text where it is wanted.
 
-    ``as_table``: the output has one set of columns for all rows.
+    ``as_table``: the output has one set of columns for all rows, those of the first.
     """
-    columns: tuple[str, ...] = ()
+    columns: dict[str, None] = {}
     if rows.delimiter is not None:
-        columns = rows.header()
-        _check_columns(rows.path, columns, wanted)
+        columns = dict.fromkeys(rows.header())
+        _check_columns(rows.path, tuple(columns), wanted)
     for number, row in rows:
         if not columns:
-            columns = tuple(row)
-            _check_columns(rows.path, columns, wanted)
+            columns = dict.fromkeys(row)
+            _check_columns(rows.path, tuple(columns), wanted)
         for name in wanted:
             _text(rows.path, number, row, name)
-        if as_table and not row.keys() <= set(columns):
+        if row.keys() <= columns.keys():
+            continue
+        if as_table:
             extra = ", ".join(name for name in row if name not in columns)
             raise InputError(
                 f"{rows.path}:{number} has {extra}, which the first row has not: a .csv or .tsv output would lose it; "
                 "write .jsonl."
             )
-    return columns
+        columns |= dict.fromkeys(row)
+    return tuple(columns)
 
 
 def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) -> None:
@@ -217,8 +221,17 @@ def _check_columns(path: Path, columns: Sequence[str], wanted: Sequence[str]) ->
             f"{path} has no column {', '.join(missing)}; its columns: {', '.join(columns)}. Name the right one with "
             "--text_column or --text_pair_column."
         )
-    if "predicted" in columns:
-        raise InputError(f"{path} has a column `predicted`, which the predictions would replace: rename it.")
+    _check_free(path, columns, _new_columns(()))
+
+
+def _check_free(path: Path, columns: Collection[str], new: Sequence[str]) -> None:
+    """See that no column of the input has the name of a ``new`` one."""
+    taken = [f"`{name}`" for name in new if name in columns]
+    if taken:
+        raise InputError(
+            f"{path} has a column {', '.join(taken)}, which the predictions would replace: rename "
+            f"{'it' if len(taken) == 1 else 'them'}."
+        )
 
 
 def _write(

@@ -260,6 +260,26 @@ def test_a_bad_row_is_named_with_its_place_before_the_model_is_opened(tmp_path, 
 
 
 @pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"probability_good": "0.5"}], "has a column `probability_good`, which the predictions would replace: rename"),
+        ([{}, {"probability_good": 1, "predicted": 1}], "a column `predicted`, `probability_good`, which the predic"),
+    ],
+)
+def test_a_column_that_probabilities_would_replace_is_refused(models, tmp_path, capsys, rows, says):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": "good"} | row) + "\n" for row in rows), encoding="utf-8")
+    assert says in refused(models["single"], source, tmp_path / "out.jsonl", capsys)
+    kept = source.read_text(encoding="utf-8").replace("probability_good", "probability_of").replace("predicted", "was")
+    source.write_text(kept, encoding="utf-8")
+    label(models["single"], source, tmp_path / "out.jsonl")
+    if not any("predicted" in row for row in rows):
+        number = write_table(tmp_path / "number.csv", [["text", "probability_good"], ["good", "0.5"]])
+        (row,) = read_table(label(models["number"], number, tmp_path / "out.csv"))
+        assert row["probability_good"] == "0.5", "a number has no probabilities"
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--input", "nowhere.csv"], "--input nowhere.csv: there is no such file"),
