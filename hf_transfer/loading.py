@@ -125,7 +125,7 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
             unless ``path`` itself is an export.
 
     Raises:
-        InputError: nothing there that can be opened with that engine, or weights in pickle form.
+        InputError: nothing there that can be opened with that engine, weights in pickle form, or no such device.
     """
     import torch
 
@@ -142,6 +142,7 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
     if own != "torch":
         kind = {"ctranslate2": "a CTranslate2", "onnx": "an ONNX"}[own]
         raise InputError(f"{path} is {kind} export, which torch cannot open: leave --engine torch out.")
+    check_device(device)
     if (folder / "results.json").is_file() and (folder / "model").is_dir():
         folder = folder / "model"
     if not folder.is_dir():
@@ -161,6 +162,23 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
         raise InputError(f"{path} holds neither config.json nor adapter_config.json: it is not a saved model.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)
+
+
+def check_device(device: str | None) -> None:
+    """See that torch can use ``device`` here, where one is named.
+
+    Raises:
+        InputError: it is no device that torch knows, or not there.
+    """
+    import torch
+
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"--device {device} cannot be used here ({cause}): try cpu, or leave it out.") from None
 
 
 def _export_of(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from hf_transfer.errors import InputError, RunError
-from hf_transfer.loading import LoadedModel, TextPredictions, load
+from hf_transfer.loading import LoadedModel, TextPredictions, check_device, load
 from hf_transfer.translating import Translator
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -52,7 +52,7 @@ def predict_file(
         raise InputError(f"--output {target} exists: choose another file, or pass --overwrite.")
     if not target.absolute().parent.is_dir():
         raise InputError(f"--output {target}: the folder {target.parent} does not exist.")
-    _check_device(device)
+    check_device(device)
     rows = RowReader(source)
     wanted = [text_column, *([text_pair_column] if text_pair_column else [])]
     columns = _check_rows(rows, wanted, as_table=target.suffix.lower() != ".jsonl")
@@ -173,18 +173,6 @@ def _undecodable(path: Path) -> str:
             except UnicodeDecodeError as error:
                 return f"byte 0x{line[error.start]:02x} of line {number:,}"
     return "the file"
-
-
-def _check_device(device: str | None) -> None:
-    import torch
-
-    if device is None:
-        return
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--device {device} cannot be used here ({cause}): try cpu, or leave it out.") from None
 
 
 def _check_rows(rows: RowReader, wanted: Sequence[str], as_table: bool) -> tuple[str, ...]:

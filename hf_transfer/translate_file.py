@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> None:
     """What the command does with its arguments.
 
     Raises:
-        InputError: no such input, an output that exists, or bytes that are not UTF-8 (with their line).
+        InputError: no such input or device, an output that exists, or bytes that are not UTF-8 (with their line).
     """
     parser = argparse.ArgumentParser(
         prog="hf-transfer translate",
@@ -44,8 +44,11 @@ def main(words: Sequence[str]) -> None:
     problems = []
     if given.input != "-" and not Path(given.input).is_file():
         problems.append(f"--input {given.input}: there is no such file.")
-    if given.output != "-" and Path(given.output).exists() and not given.overwrite:
-        problems.append(f"--output {given.output} exists: choose another file, or pass --overwrite.")
+    if given.output != "-" and Path(given.output).exists():
+        if not Path(given.output).is_file():
+            problems.append(f"--output {given.output} is a folder or a device, which no file can replace: name a file.")
+        elif not given.overwrite:
+            problems.append(f"--output {given.output} exists: choose another file, or pass --overwrite.")
     if given.output != "-" and not Path(given.output).absolute().parent.is_dir():
         problems.append(f"--output {given.output}: there is no folder {Path(given.output).absolute().parent}.")
     for name in ("beams", "lines_at_once"):

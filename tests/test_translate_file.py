@@ -95,6 +95,11 @@ def test_wrong_words_and_models_are_refused_and_nothing_is_written(model, tmp_pa
         (("--input", tmp_path / "none.txt"), r"--input .*none\.txt: there is no such file"),
         (("--output", tmp_path / "none" / "x"), r"there is no folder .*none"),
         (("--output", source), r"--output .*source\.txt exists: choose another file, or pass --overwrite"),
+        (
+            ("--output", tmp_path, "--overwrite"),
+            r"--output .* is a folder or a device, which no file can replace: name a",
+        ),
+        (("--device", "gpu"), r"--device gpu cannot be used here"),
         (("--domain", "emea"), r"domain 'emea' is no tag of this model"),
     ):
         with pytest.raises(InputError, match=what):
