@@ -297,6 +297,7 @@ def failing_together(accelerator: Accelerator) -> Iterator[None]:
         problem = error
     found = gather_object([watch.in_short(problem) if problem is not None else None])
     if problem is not None:
+        watch.keep_as_own(problem)
         raise problem
     for rank, text in enumerate(found):
         if text is not None:

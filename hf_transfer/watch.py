@@ -54,6 +54,8 @@ class Watch:
         """What this process is at; part of what it says when another one ends it."""
         self.remedy = ""
         """What to do after the end, in a sentence."""
+        self.own_failure: BaseException | None = None
+        """Known to have begun here, whatever its type."""
         self._me = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
         self._end_process = end_process or (lambda: os._exit(self._exit_code()))
         self._changed = threading.Condition()
@@ -61,6 +63,7 @@ class Watch:
         self._links: dict[int, socket.socket] = {}
         self._known: dict[int, Facts] = {}
         self._finished: set[int] = set()  # said that they leave, or why
+        self._gone: set[int] = set()  # nothing more can be heard of them
         self._said: dict[int, str] = {}  # failures by process
         self._met: dict[str, set[int]] = {}  # failures of a part of the work, and who met them
         self._met_by_all: set[str] = set()
@@ -152,6 +155,8 @@ class Watch:
                 return
             why = f"cannot be reached any more ({error}): its machine is off, or the network between is"
         with self._changed:
+            self._gone.add(rank)
+            self._changed.notify_all()
             quiet = self._closed or rank in self._finished
             facts = self._known[rank]
         if not quiet:
@@ -248,13 +253,12 @@ class Watch:
 
     def leave(self, error: BaseException) -> EndedElsewhere | None:
         """The main thread leaves because of ``error``: the others are told; or the reason, where it lies elsewhere."""
-        # a collective that another process broke off is a RuntimeError, whatever the backend
+        self._wait_for_news(error)
         with self._changed:
-            if isinstance(error, RuntimeError):
-                self._changed.wait_for(lambda: self._ended is not None, SECONDS_FOR_NEWS)
             self._left = True
             self._changed.notify_all()
         if isinstance(error, EndedElsewhere):
+            self._let_the_other_speak()
             return None
         if isinstance(error, Preempted) and error.together:  # all of them leave
             self._tell({"kind": "bye", "rank": self.rank})
@@ -266,10 +270,24 @@ class Watch:
 
     def follows(self, error: BaseException) -> bool:
         """Whether ``error`` only follows from the end of another process: a collective that it broke off."""
+        self._wait_for_news(error)
         with self._changed:
-            if isinstance(error, RuntimeError):
-                self._changed.wait_for(lambda: self._ended is not None, SECONDS_FOR_NEWS)
             return self._ended is not None and not isinstance(error, InputError | RunError)
+
+    def _wait_for_news(self, error: BaseException) -> None:
+        """A collective that another process broke off is a RuntimeError, whatever the backend."""
+        if isinstance(error, RuntimeError) and error is not self.own_failure:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended is not None, SECONDS_FOR_NEWS)
+
+    def _let_the_other_speak(self) -> None:
+        """Wait, at most ``SECONDS_FOR_NEWS``, until the process that failed has said why and is gone: a launcher that
+        misses another one before would end it in the middle. The launcher's signal only says that it is."""
+        with suppress(Preempted), self._changed:
+            self._changed.wait_for(
+                lambda: self._ended is not None and (self._ended["rank"] if self.rank == 0 else 0) in self._gone,
+                SECONDS_FOR_NEWS,
+            )
 
     def first_says(self, error: BaseException) -> bool:
         """Whether the first process, within ``SECONDS_FOR_NEWS``, fails in the same way, and so has spoken for all."""
@@ -365,6 +383,12 @@ def one_for_all(remedy: str = "") -> Iterator[None]:
         if reason is not None:
             raise reason from error
         raise
+
+
+def keep_as_own(error: BaseException) -> None:
+    """Remember that ``error`` began on this process, so that it waits for no word of another one's end."""
+    if _watch is not None:
+        _watch.own_failure = error
 
 
 def met_by_all(key: str, error: Exception) -> None:

@@ -320,6 +320,16 @@ def unproved(config: RunConfig) -> None:
     page.run(config)
 
 
+def no_memory_left(config: RunConfig) -> None:
+    """The first process fails in the same way, by an error of the type that a broken collective has."""
+
+    def fail_to_save(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    page.save_artefact = fail_to_save
+    page.run(config)
+
+
 def busy(config: RunConfig) -> None:
     """The first process does nothing but save for longer than a machine may be silent, while no other thread of its
     can run."""
@@ -380,6 +390,7 @@ SCENARIOS: dict[str, Callable[[RunConfig], None]] = {
     "started_again": started_again,
     "twice": twice,
     "unproved": unproved,
+    "no_memory_left": no_memory_left,
     "busy": busy,
     "compares_with_one_unproved": compares_with_one_unproved,
     "compares_with_one_astray": compares_with_one_astray,

@@ -212,6 +212,21 @@ def test_under_a_launcher_the_reason_stands_above_what_the_launcher_says(tmp_pat
 
 
 @pytest.mark.slow
+def test_under_a_launcher_the_process_that_saves_says_why_it_could_not(tmp_path):
+    """The launcher ends all others when one has gone."""
+    config = at(make_config("classification", "full", tmp_path), tmp_path / "out")
+    (tmp_path / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+    work = [HERE / "process_runs.py", "work", "no_memory_left", tmp_path / "run.yaml"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, *work]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=200)
+    assert ran.returncode != 0
+    assert "RuntimeError: DefaultCPUAllocator: can't allocate memory" in ran.stderr, ran.stderr[-5000:]
+    assert "stopped outside of training" not in ran.stderr
+    assert "exitcode: 1" in re.sub(r" +", " ", ran.stderr) and "exitcode: 75" not in re.sub(r" +", " ", ran.stderr)
+
+
+@pytest.mark.slow
 def test_what_one_process_meets_is_said_once_and_ends_all(tmp_path):
     names = ["first_killed", "raises", "refuses", "all_refuse", "unproved", "told_while_scoring"]
     ended = dict(zip(names, fails(tmp_path, *names), strict=True))

@@ -7,6 +7,7 @@ import queue
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -114,6 +115,41 @@ def test_an_error_of_ones_own_is_kept_whatever_ended_the_others(join):
     wait_until(first, lambda: first._ended is not None)
     for error in (InputError("a"), RunError("b"), KeyboardInterrupt()):
         assert first.leave(error) is None
+
+
+def test_a_failure_that_began_here_waits_for_no_word_of_another(join, monkeypatch):
+    monkeypatch.setattr(watch, "SECONDS_FOR_NEWS", 60)
+    first, _ = join(2)
+    first.own_failure = RuntimeError("can't allocate memory")
+    started = time.monotonic()
+    assert not first.follows(first.own_failure)
+    assert first.leave(first.own_failure) is None
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("signal", [False, True])
+def test_who_goes_with_another_lets_it_speak_and_go_first(join, monkeypatch, signal):
+    monkeypatch.setattr(watch, "SECONDS_FOR_NEWS", 60)
+    first, second = join(2)
+    left = threading.Event()
+
+    def leave():
+        assert second.leave(EndedElsewhere("process 0 of 2 failed", False)) is None
+        left.set()
+
+    if signal:  # of the launcher, which has missed the first one
+
+        def told(*_):
+            raise Preempted("SIGTERM", together=False)
+
+        monkeypatch.setattr(second._changed, "wait_for", told)
+    threading.Thread(target=leave, daemon=True).start()
+    if not signal:
+        first.leave(RunError("no more"))
+        wait_until(second, lambda: second._ended is not None)
+        assert not left.wait(0.3), "the first has told the others, and not yet its user"
+        first.close()
+    assert left.wait(30)
 
 
 def test_processes_that_say_goodbye_end_nobody(join):
