@@ -130,7 +130,8 @@ class Watch:
         except (OSError, ValueError):
             facts = {}
         rank = facts.get("rank")
-        if not hmac.compare_digest(str(facts.get("token")), token) or not isinstance(rank, int):
+        guess = str(facts.get("token")).encode(errors="replace")
+        if not hmac.compare_digest(guess, token.encode()) or not isinstance(rank, int):
             link.close()  # somebody else
             return
         link.settimeout(None)

@@ -164,8 +164,9 @@ def test_processes_that_say_goodbye_end_nobody(join):
 def test_a_stranger_is_sent_away_and_the_others_still_come_in(join):
     first = Watch(0, 2, 0)
     where = first.listen("127.0.0.1")
-    for words in (b"GET / HTTP/1.1\r\n", b'{"rank": 1, "token": "guess"}\n', b"[1]\n"):
-        with socket.create_connection(("127.0.0.1", where["port"])) as stranger:
+    guesses = (b'{"rank": 1, "token": "guess"}\n', '{"rank": 1, "token": "ä"}\n'.encode(), b'{"token": "\\ud800"}\n')
+    for words in (b"GET / HTTP/1.1\r\n", *guesses, b"[1]\n"):
+        with socket.create_connection(("127.0.0.1", where["port"]), timeout=20) as stranger:
             stranger.sendall(words)
             assert stranger.recv(10) == b""
     second = Watch(1, 2, 1)
