@@ -257,7 +257,7 @@ def test_a_run_of_no_steps_has_undefined_speeds_instead_of_failing():
 def test_no_absolute_path_reaches_the_results(place, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     config = RunConfig(
-        data=DataConfig(source=place),
+        data=DataConfig(source=place, general_source="/home/ann/secret/news.tsv"),
         model=ModelConfig(checkpoint="scratch:/home/ann/secret/bert"),
         output_dir="/home/ann/secret/runs/one",
     )
@@ -267,6 +267,7 @@ def test_no_absolute_path_reaches_the_results(place, monkeypatch):
     assert "/home" not in json.dumps(results)
     assert results["checkpoint"]["id"] == results["config"]["model"]["checkpoint"] == "scratch:bert"
     assert results["config"]["data"]["source"] == "reviews"
+    assert results["config"]["data"]["general_source"] == "news.tsv"
     assert results["config"]["output_dir"] == "one"
     assert results["notes"][-1] == "reviews/books.csv: 2 rows without text were left out."
 

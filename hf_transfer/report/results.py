@@ -55,7 +55,10 @@ _OF_COMPARISONS: dict[str, type] = {
     "metric": str,
 }
 # Config fields that may hold a folder of the user's machine.
-_PLACES = (("data", "source"), ("model", "checkpoint"), ("train", "resume"), (None, "output_dir"))
+_PLACES = (
+    *(("data", "source"), ("data", "general_source"), ("model", "checkpoint"), ("train", "resume")),
+    (None, "output_dir"),
+)
 
 
 def build_results(
