@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -112,6 +112,13 @@ def is_ours(path: str) -> bool:
     if slash:
         return export in _EXPORTS and _is_model_file(name, _EXPORTS[export])
     return path in _FACTS or _is_model_file(path)
+
+
+def was_pushed(path: str, there: Collection[str]) -> bool:
+    """Whether an earlier push left ``path`` among the files that are ``there``: it has one of our names, and the file
+    that only we write lies beside it. Others add an ONNX form under the same names."""
+    folder, slash, _ = path.rpartition("/")
+    return is_ours(path) and METADATA_NAME in there and folder + slash + METADATA_NAME in there
 
 
 def _is_model_file(name: str, further: Sequence[str] = ()) -> bool:

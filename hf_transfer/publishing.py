@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_transfer.config import PublishConfig, RunConfig
 from hf_transfer.errors import InputError, RunError, printable
-from hf_transfer.loading import METADATA_NAME
-from hf_transfer.parcel import Parcel, SentFile, is_ours, pack
+from hf_transfer.parcel import Parcel, SentFile, pack, was_pushed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -173,7 +172,7 @@ def _attempt(api: HfApi, repo_id: str, settings: PublishConfig, parcel: Parcel) 
     there = _tree(api, repo_id, head)
     new = [file for file in parcel.files if not _is_same(file, there.get(file.path))]
     mine = {file.path for file in parcel.files}
-    old = [path for path in there if METADATA_NAME in there and is_ours(path) and path not in mine]
+    old = [path for path in there if was_pushed(path, there.keys()) and path not in mine]
     url = f"{api.endpoint}/{repo_id}"
     if not new and not old:
         return Published(repo_id, head, url, ())

@@ -175,6 +175,17 @@ def test_what_an_earlier_push_left_is_removed_and_what_others_put_there_stays(hu
     assert set(remote(hub)) == SENT | {"notes.txt"}
 
 
+@pytest.mark.parametrize("by_us", [False, True])
+def test_an_onnx_form_that_others_added_stays_and_that_of_an_earlier_push_goes(hub, run, by_us):
+    push(run, "me/model")
+    repository = hub.repositories["me/model"]
+    files = repository.files()
+    names = ["onnx/model.onnx", "onnx/config.json", *(["onnx/hf_transfer.json"] if by_us else [])]
+    repository.move("main", files | dict.fromkeys([*names, "onnx/more/model.onnx"], files["config.json"]))
+    assert set(push(run, "me/model").changed) == (set(names) if by_us else set())
+    assert set(remote(hub)) == SENT | {"onnx/more/model.onnx"} | (set() if by_us else set(names))
+
+
 def test_nothing_is_removed_from_a_repository_of_other_origin(hub, run):
     hub.add("me/model", {"adapter_config.json": b"{}"})
     push(run, "me/model")
