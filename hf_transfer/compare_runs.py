@@ -38,7 +38,7 @@ from hf_transfer.domain_distances import measure_distances
 from hf_transfer.errors import InputError, RunError, printable
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.folder import deciding_settings, feature_folder
-from hf_transfer.launch import join_processes, leave_processes, start_processes
+from hf_transfer.launch import is_main_process, join_processes, leave_processes, start_processes
 from hf_transfer.page import adapt
 from hf_transfer.preemption import Notice
 from hf_transfer.pretrained import find_checkpoint
@@ -118,11 +118,12 @@ def compare(
     """
     disable_progress_bars()
     config = check_config(_as_comparison(config, strategies, controls, seeds))
-    check_trackers(config.report.trackers)
     going_on = "the same command goes on with the runs that are missing"
     with Notice(lambda: going_on):
         join_processes()
         with one_for_all(f"Start all processes again: {going_on}."):
+            if is_main_process():  # no other tracks
+                check_trackers(config.report.trackers)
             results = _compare(config)
             leave_processes()
     return CompareResult(results, Path(config.output_dir))

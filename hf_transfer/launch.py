@@ -59,7 +59,8 @@ def join_processes() -> None:
 
     Raises:
         InputError: the launcher asks for DeepSpeed, or started several, and each would take itself for the only one.
-        RunError: another one did not come, or went while they joined; or an earlier run of the script has failed.
+        RunError: another one did not come, or went while they joined or since; or an earlier run of the script has
+            failed.
     """
     global _joined
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
@@ -70,6 +71,9 @@ def join_processes() -> None:
     if started < 2:
         return
     earlier = watch.current()
+    ended = earlier.ended_elsewhere() if earlier is not None else None
+    if ended is not None:  # since the first call
+        raise ended
     if earlier is not None and earlier.is_over:
         raise RunError(
             "an earlier run of this script has failed, and its processes cannot go on together: start all of them anew."

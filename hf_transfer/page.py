@@ -38,6 +38,7 @@ from hf_transfer.folder import (
 from hf_transfer.launch import (
     check_sharding,
     failing_together,
+    is_main_process,
     join_processes,
     leave_processes,
     make_shell,
@@ -121,11 +122,13 @@ def run(config: RunConfig) -> RunResult:
         Preempted: a signal said that the machine will be taken; what was learnt is on disk.
     """
     disable_progress_bars()
-    check_publishing(check_config(config))
-    check_trackers(config.report.trackers)
+    check_config(config)
     with Notice(lambda: after_a_signal(Path(config.output_dir))):
         join_processes()
         with one_for_all(how_to_go_on(config)):
+            if is_main_process():  # no other pushes or tracks, nor needs a token or the packages
+                check_publishing(config)
+                check_trackers(config.report.trackers)
             adapted = _adapt_and_report(config)
             leave_processes()
     if adapted.results and config.publish.repo_id is not None:

@@ -252,6 +252,13 @@ class Watch:
 
     # ---- what the main thread asks
 
+    def ended_elsewhere(self) -> EndedElsewhere | None:
+        """What ended another process, where this one is still at work."""
+        with self._changed:
+            if self._ended is None or self._left:
+                return None
+            return EndedElsewhere(self.sentence(), self.speaks and not self._spoken, self._exit_code())
+
     def leave(self, error: BaseException) -> EndedElsewhere | None:
         """The main thread leaves because of ``error``: the others are told; or the reason, where it lies elsewhere."""
         self._wait_for_news(error)

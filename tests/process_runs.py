@@ -278,6 +278,16 @@ def refuses(config: RunConfig) -> None:
     page.run(config)
 
 
+def untracked(config: RunConfig) -> None:
+    """No process has the package of a tracker, of which the first alone has need."""
+
+    def refuse(*_: Any) -> None:
+        raise InputError(f"--report.trackers wandb: wandb is not installed, says {os.environ['RANK']}")
+
+    page.check_trackers = refuse
+    page.run(config)
+
+
 def twice(config: RunConfig) -> None:
     """A script with two runs."""
     page.run(config)
@@ -385,6 +395,7 @@ SCENARIOS: dict[str, Callable[[RunConfig], None]] = {
     "raises": raises,
     "refuses": refuses,
     "all_refuse": all_refuse,
+    "untracked": untracked,
     "again_after_a_failure": again_after_a_failure,
     "compiles": compiles,
     "started_again": started_again,

@@ -228,7 +228,7 @@ def test_under_a_launcher_the_process_that_saves_says_why_it_could_not(tmp_path)
 
 @pytest.mark.slow
 def test_what_one_process_meets_is_said_once_and_ends_all(tmp_path):
-    names = ["first_killed", "raises", "refuses", "all_refuse", "unproved", "told_while_scoring"]
+    names = ["first_killed", "raises", "refuses", "all_refuse", "untracked", "unproved", "told_while_scoring"]
     ended = dict(zip(names, fails(tmp_path, *names), strict=True))
     codes, said = ended["first_killed"]
     assert codes == [-9, 1]
@@ -253,6 +253,12 @@ def test_what_one_process_meets_is_said_once_and_ends_all(tmp_path):
     assert codes == [2, 2]
     assert ours(said[0])[0] == "hf-transfer: 1 problem"
     assert ours(said[1]) == []
+
+    codes, said = ended["untracked"]
+    assert codes == [2, 1]
+    assert ours(said[0])[1:] == ["  - --report.trackers wandb: wandb is not installed, says 0"]
+    assert ours(said[1]) == []
+    assert not (tmp_path / "untracked" / "out").exists()
 
     codes, said = ended["told_while_scoring"]
     assert codes == [75, 75], "a scheduler starts it again, whichever it asks"

@@ -7,7 +7,9 @@ import os
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import accelerate
@@ -145,6 +147,24 @@ def test_missing_packages_are_one_error_before_anything_is_written(tmp_path, mon
         with pytest.raises(InputError, match="wandb and mlflow are not installed: pip install wandb mlflow"):
             call(config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_meet_before_the_main_one_is_asked_for_packages_and_a_token(tmp_path, monkeypatch, rank):
+    """A machine that neither tracks nor pushes needs neither."""
+    called = []
+    monkeypatch.setenv("RANK", rank)
+    for module, work in (("page", "_adapt_and_report"), ("compare_runs", "_compare")):
+        for name in ("join_processes", "check_publishing", "check_trackers", work, "leave_processes"):
+            note = partial(lambda name, *_: called.append(name) or SimpleNamespace(results={}), name)
+            monkeypatch.setattr(f"hf_transfer.{module}.{name}", note, raising=False)
+    report = ReportConfig(trackers=("tensorboard",))
+    checks = ["check_publishing", "check_trackers"] if rank == "0" else []
+    ht.run(RunConfig(report=report, output_dir=str(tmp_path / "run")))
+    assert called == ["join_processes", *checks, "_adapt_and_report", "leave_processes"]
+    called.clear()
+    ht.compare(CompareConfig(report=report, output_dir=str(tmp_path / "run")))
+    assert called == ["join_processes", *checks[1:], "_compare", "leave_processes"]
 
 
 def test_a_tracker_gets_numbers_and_settings_and_no_ids(tmp_path, fake):

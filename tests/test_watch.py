@@ -14,6 +14,7 @@ import pytest
 
 from hf_transfer import watch
 from hf_transfer.errors import EndedElsewhere, InputError, Preempted, RunError
+from hf_transfer.launch import join_processes
 from hf_transfer.watch import Watch
 
 BROKEN_OFF = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
@@ -150,6 +151,20 @@ def test_who_goes_with_another_lets_it_speak_and_go_first(join, monkeypatch, sig
         assert not left.wait(0.3), "the first has told the others, and not yet its user"
         first.close()
     assert left.wait(30)
+
+
+def test_who_is_still_at_work_is_told_what_ended_another_and_not_of_an_earlier_run(join, monkeypatch):
+    first, second = join(2)
+    assert second.ended_elsewhere() is None
+    first.leave(InputError("no such package"))
+    wait_until(second, lambda: second._ended is not None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(watch, "_watch", second)
+    with pytest.raises(EndedElsewhere, match=r"process 0 of 2 .* failed: no such package\. Process 1 was at: starting"):
+        join_processes()
+    second.leave(ValueError())
+    with pytest.raises(RunError, match="an earlier run of this script has failed"):
+        join_processes()
 
 
 def test_processes_that_say_goodbye_end_nobody(join):
