@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,6 +26,8 @@ from hf_transfer.errors import InputError, RunError
 from hf_transfer.records import ShiftReport, TrainResult
 from hf_transfer.report.results import one_line
 
+SECONDS_TO_START = 120.0
+"""For what a tracker does before training, so that a server that never answers keeps no machine for nothing."""
 SECONDS_TO_FINISH = 120.0
 """For what a tracker still has to send when a run is done; what is left then is given up."""
 LONGEST_DOMAIN = 150
@@ -153,14 +155,12 @@ class Trackers:
         for known_id in dict.fromkeys((known, None)):
             worker = _Worker(name)
             try:
-                made = worker.ask(
-                    partial(self._make, name, project, run, known_id, self._output_dir / "trackers")
-                ).result()
+                made = worker.ask(partial(self._make, name, project, run, known_id, self._output_dir / "trackers"))
                 if not known_id:
-                    worker.ask(partial(made.store_init_configuration, self._settings)).result()
+                    worker.ask(partial(made.store_init_configuration, self._settings))
             except Exception as error:
                 worker.end(lambda: None)
-                if known_id is None:
+                if known_id is None or isinstance(error, _NoAnswer):
                     raise RunError(
                         f"tracker {name} cannot start ({_in_words(error)}): mend that, or leave it out of "
                         "--report.trackers."
@@ -234,6 +234,10 @@ class Trackers:
         self._print(sentence)
 
 
+class _NoAnswer(Exception):
+    """A tracker took longer than it may."""
+
+
 class _Worker:
     """The one thread that talks to a tracker; what it is told is done in order, and nobody waits for it.
 
@@ -251,8 +255,12 @@ class _Worker:
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self._thread.start()
 
-    def ask(self, call: Callable[[], Any]) -> Future[Any]:
-        """Have ``call`` made, for its value or its exception."""
+    def ask(self, call: Callable[[], Any]) -> Any:
+        """The value of ``call``, or its exception.
+
+        Raises:
+            _NoAnswer: it is not there after ``SECONDS_TO_START``.
+        """
         future: Future[Any] = Future()
 
         def answer() -> None:
@@ -262,7 +270,9 @@ class _Worker:
                 future.set_exception(error)
 
         self._calls.put(answer)
-        return future
+        if not wait([future], SECONDS_TO_START).done:
+            raise _NoAnswer(f"no answer for {SECONDS_TO_START:g} seconds")
+        return future.result()
 
     def tell(self, call: Callable[[], Any]) -> None:
         """Have ``call`` made some time; its exception ends the tracker."""
@@ -360,7 +370,8 @@ def _close(name: str, tracker: Any, failed: bool) -> None:
 
 def _in_words(error: Exception) -> str:
     """An exception on one line, without what a URL may hold of passwords and tokens."""
-    text = re.sub(r"//[^/@\s]+@", "//", one_line(f"{type(error).__name__}: {error}"))
+    said = str(error) if isinstance(error, _NoAnswer) else f"{type(error).__name__}: {error}"
+    text = re.sub(r"//[^/@\s]+@", "//", one_line(said))
     return re.sub(r"(?i)(token|key|password)=[^&\s'\")]+", r"\1=...", text)[:300]
 
 

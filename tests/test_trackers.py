@@ -235,6 +235,33 @@ def test_a_tracker_that_cannot_start_stops_the_run_before_training(tmp_path, fak
     assert "MLFLOW_TRACKING_URI" not in os.environ, "put back"
 
 
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_a_tracker_that_hangs_as_it_starts_stops_the_run_too(tmp_path, fake, monkeypatch, is_continued):
+    with open_trackers(tmp_path / "run"):
+        pass
+    started = []
+
+    def hang(self):
+        started.append(1)
+        threading.Event().wait()
+
+    monkeypatch.setattr(fake, "start", hang)
+    monkeypatch.setattr(trackers_file, "SECONDS_TO_START", 0.05)
+    found = []
+
+    def open_again():
+        try:
+            open_trackers(tmp_path / "run", is_continued=is_continued).__enter__()
+        except RunError as error:
+            found.append(str(error))
+
+    opening = threading.Thread(target=open_again, daemon=True)
+    opening.start()
+    opening.join(20)
+    assert [error.split(": ")[0] for error in found] == ["tracker trackio cannot start (no answer for 0.05 seconds)"]
+    assert started == [1], "a new run of the tracker would hang as well"
+
+
 def test_a_continued_run_goes_on_with_its_tracker_run(tmp_path, fake):
     with open_trackers(tmp_path / "run"):
         pass
