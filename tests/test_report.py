@@ -253,6 +253,15 @@ def test_a_run_of_no_steps_has_undefined_speeds_instead_of_failing():
     assert "undefined examples/s" in to_markdown(results)
 
 
+def test_of_two_aligned_files_neither_is_shown_with_its_folder():
+    data = DataConfig(source="texts/a.en,/home/ann/secret/a.de", source_lang="en", target_lang="de")
+    note = "/home/ann/secret/a.de, line 3: empty"
+    results = make_results(config=RunConfig(task="translation", data=data), notes=(note,))
+    assert results["config"]["data"]["source"] == "texts/a.en,a.de"
+    assert results["notes"][-1] == "a.de, line 3: empty"
+    assert "secret" not in json.dumps(results)
+
+
 @pytest.mark.parametrize("place", ["/home/ann/secret/reviews", "/home/ann/secret/reviews/", "~/secret/reviews"])
 def test_no_absolute_path_reaches_the_results(place, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")

@@ -494,10 +494,13 @@ def _refuse_constant(name: str) -> None:
 
 
 def _shortened(place: str) -> str:
-    """The last component of an absolute path (``scratch:`` kept in front); any other text as it is."""
+    """The last component of an absolute path (``scratch:`` kept in front), of two aligned files each; any other text
+    as it is."""
     prefix = "scratch:" if place.startswith("scratch:") else ""
     path = PureWindowsPath(place.removeprefix(prefix))  # takes both kinds of slash and drive letters
     absolute = str(path).startswith(("\\", "~")) or path.is_absolute()
+    if not absolute and "," in place:
+        return ",".join(map(_shortened, place.split(",")))
     return prefix + path.name if absolute and path.name else place
 
 
@@ -510,10 +513,11 @@ def _shorten_places(config: dict[str, Any]) -> dict[str, str]:
         if not given:
             continue
         section[name] = _shortened(given)
-        path = str(Path(given.removeprefix("scratch:")))  # without a slash at the end
-        shown = _shortened(path)
-        absolute = (Path(path).expanduser() if path.startswith("~/") else Path(path)).absolute()
-        spellings.update(dict.fromkeys((path, str(absolute), str(absolute.resolve())), shown))
+        for place in {given, *given.split(",")}:
+            path = str(Path(place.removeprefix("scratch:")))  # without a slash at the end
+            shown = _shortened(path)
+            absolute = (Path(path).expanduser() if path.startswith("~/") else Path(path)).absolute()
+            spellings.update(dict.fromkeys((path, str(absolute), str(absolute.resolve())), shown))
     # the root itself is left alone: it would match every slash of a note
     return {old: shown for old, shown in spellings.items() if old != shown and old.strip("/")}
 
