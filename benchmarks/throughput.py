@@ -24,7 +24,8 @@ sides' last accuracies, against Trainer's full fine-tuning).
 
 Settings are equal on both sides: linear schedule with a tenth of warm-up, decay 0.01 on matrices, clipping at 1, fused
 AdamW, the checkpoint's dropout, one rate for body and head. What is not: the order of the rows (each side draws its
-own), and frozen layers, where Trainer leaves dropout on and ours takes it off. The clock runs from step
+own), the first step, which Trainer takes at rate 0 and ours at the first of the warm-up (so that ours has one full rate
+more in all), and frozen layers, where Trainer leaves dropout on and ours takes it off. The clock runs from step
 ``--warm_up_steps`` in ``full`` and ``lora``. Elsewhere steps differ (stored features, longest batches first), and it
 runs from the call of ``Trainer.train`` and from the first forward pass of ours, which is a trial before the first step.
 Loading, tokenising, scoring and the proof of the artefact are outside (but for sentence-transformers, which tokenises

@@ -152,6 +152,8 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to continue a run of another kind: the fields that decide the numbers must be the same."""
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
     current = json.loads(json.dumps(identity))
+    if saved.get("train.precision") == "auto":  # of an earlier version, which did not say what that had become
+        current.pop("train.precision", None)
     differing = [
         f"{name} was {saved.get(name)!r}, now {current[name]!r}" for name in current if saved.get(name) != current[name]
     ]
@@ -170,11 +172,14 @@ def load_state(path: Path) -> RunState:
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, accelerator: Accelerator
 ) -> None:
-    """Put parameters, and the averages of ``optimizer`` where it is given, back as they were."""
+    """Put parameters, fp16's scale, and the averages of ``optimizer`` where it is given, back as they were."""
     tensors = load_file(path / "parameters.safetensors")
     averages = {name: tensor for name, tensor in tensors.items() if "|" in name}
     module = accelerator.unwrap_model(model)
     write_parameters(module, {name: tensor for name, tensor in tensors.items() if "|" not in name})
+    scaler = json.loads((path / "state.json").read_text(encoding="utf-8"))["scaler"]
+    if scaler and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(scaler)
     if optimizer is None:
         return
     names = {id(p): name for name, p in module.named_parameters()}
@@ -186,9 +191,6 @@ def load_checkpoint(
                     key: _like(averages[f"{name}|{key}"], p) if key != "step" else averages[f"{name}|step"].to(p.device)
                     for key in AVERAGES
                 }
-    scaler = json.loads((path / "state.json").read_text(encoding="utf-8"))["scaler"]
-    if scaler and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(scaler)
 
 
 def _read_averages(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

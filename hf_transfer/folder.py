@@ -114,8 +114,10 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OUTPUTS:
-            if resume_from is not None and name in ("checkpoints", "controls", "log.jsonl", *TRACKED):
+            if resume_from is not None and name in ("checkpoints", "log.jsonl", *TRACKED):
                 continue
+            if name == "controls" and resume_from is not None and resume_from.parent.parent.samefile(folder):
+                continue  # those of another run would be continued in vain
             if name == "features":  # open already, by each process its own (``drop_stale_features``)
                 _drop_features_of_others(folder / name, accelerator.num_processes)
                 continue

@@ -36,6 +36,7 @@ from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
 from hf_transfer.launch import sum_over_processes
+from hf_transfer.layers import LayerProbe
 from hf_transfer.on_device import send_batch
 from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
 from hf_transfer.output_layer import generator_inside
@@ -209,7 +210,9 @@ def train(
         Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
-        whole = accelerator.prepare_model(adapted.model.to(accelerator.device), evaluation_mode=True)
+        whole = adapted.model.to(accelerator.device)
+        if not isinstance(whole, LayerProbe):  # whose head is solved in full precision, and validated so
+            whole = accelerator.prepare_model(whole, evaluation_mode=True)
         value = chooser.validate(whole)
         return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
     epoch_size = len(mixture or rows)
@@ -427,7 +430,8 @@ def learn_window(
     elif scaler is not None:  # a fused optimizer steps over infinite gradients by itself, and nobody could tell
         scaler.update()  # to a lower scale
     # overflow while fp16 looks for its scale is expected
-    in_search = not stepped and scaler is not None and scaler.get_scale() >= 1  # below, no scale could help
+    # and no scale helps below 1, or a loss that is infinite though its gradient is not
+    in_search = not math.isfinite(norm) and scaler is not None and scaler.get_scale() >= 1
     optimizer.zero_grad(set_to_none=True)
     left_out = () if stepped else tuple(gather_object([name for b in mine for name in b.example_ids]))
     counts = (int(examples), int(tokens), int(padded), int(targets))

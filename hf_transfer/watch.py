@@ -408,6 +408,8 @@ def met_by_all(key: str, error: Exception) -> None:
     """
     if _watch is None or (not _watch.follows(error) and _watch.met_by_all(key)):
         return
+    if isinstance(error, EndedElsewhere) and _watch.is_over:
+        raise error
     if not isinstance(error, InputError | RunError):
         reason = _watch.leave(error)
         if reason is not None:

@@ -283,6 +283,16 @@ def test_steps_to_average_that_are_damaged_are_not_averaged(run, damage):
         load_average(run.folder, run.model, (2, 4), run.accelerator)
 
 
+def test_the_scale_of_fp16_comes_back_without_an_optimizer_too(run):
+    """As where a stage begins with the first step after the checkpoint."""
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    run.accelerator.scaler.scale(torch.ones(()))
+    path = run.save(5)
+    scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    load_checkpoint(path, run.model, None, run.accelerator)
+    assert scaler.get_scale() == 8.0
+
+
 def averaging(run, monkeypatch, steps, count=2):
     """A checkpoint at the last of ``steps``, each of which was validated and may be averaged, the last ``count``."""
     monkeypatch.setitem(IDENTITY, "train.average_checkpoints", count)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sentences import translated
 from simulated_runs import classes, numbers, run_results, together
 
@@ -227,9 +228,15 @@ def test_translations_have_no_classes_to_reorder_and_no_calibration_and_show_no_
 # ---- texts that are shown --------------------------------------------------------------------------------------
 
 
-def text_for(results, words="text of {}", problem="single_label"):
+def text_for(results, words="text of {}", problem="single_label", second=None):
+    sides = [("text", words), *([("text_pair", second)] if second else [])]
     test = {
-        domain: {"example_id": columns["ids"], "text": [words.format(name) for name in columns["ids"]]}
+        domain: Dataset.from_dict(
+            {
+                "example_id": columns["ids"],
+                **{side: [form.format(name) for name in columns["ids"]] for side, form in sides},
+            }
+        )
         for domain, columns in results["examples"]["test"].items()
     }
 
@@ -252,6 +259,13 @@ def test_the_surest_mistakes_are_shown_first_and_few_of_each_domain():
         assert item["text"] == f"text of {columns['ids'][row]}"
         assert item["confidence"] == pytest.approx(sure[row])
         assert item["predicted"] == ("negative", "positive")[columns["predicted"][row]] != item["reference"]
+
+
+def test_of_pairs_both_texts_are_shown():
+    results = run_results("lora", 0, {"books": 0.8})
+    (first, *_) = surest_mistakes([results], text_for(results, second="pair of {}"))
+    text, pair = first["text"].split(" | ")
+    assert text.removeprefix("text of ") == pair.removeprefix("pair of ") in results["examples"]["test"]["books"]["ids"]
 
 
 def test_one_run_of_each_strategy_is_shown_and_no_control():

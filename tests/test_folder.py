@@ -163,6 +163,21 @@ def test_a_run_that_continues_keeps_the_checkpoints_of_its_controls(tmp_path, re
     assert (tmp_path / "controls" / "scratch" / "checkpoints" / "step-3").exists() == (resume is not None)
 
 
+def test_controls_of_another_run_go_where_a_checkpoint_of_another_folder_is_continued(tmp_path):
+    leave_a_run(tmp_path / "old", finished=False)
+    save_step(tmp_path / "old" / "controls" / "scratch", {})
+    save_step(tmp_path / "from", open_run_folder(config_for(tmp_path / "other"), "f", ALONE)[0].identity)
+    step = str(tmp_path / "from" / "checkpoints" / "step-3")
+    open_run_folder(config_for(tmp_path / "old", train=TrainConfig(resume=step)), "f", ALONE)
+    assert not (tmp_path / "old" / "controls").exists()
+
+
+def test_a_checkpoint_that_does_not_say_what_auto_had_become_is_continued(tmp_path):
+    config = config_for(tmp_path, train=TrainConfig(resume="auto"))
+    save_step(tmp_path, open_run_folder(config, "f", ALONE)[0].identity | {"train.precision": "auto"})
+    assert open_run_folder(config, "f", ALONE)[0].done_steps == 3
+
+
 def test_a_checkpoint_of_another_precision_is_not_continued_whatever_auto_has_become(tmp_path):
     config = config_for(tmp_path, train=TrainConfig(resume="auto"))
     half = SimpleNamespace(**vars(ALONE) | {"mixed_precision": "bf16"})

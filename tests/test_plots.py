@@ -351,6 +351,15 @@ def test_risk_curves_of_several_seeds_are_averaged_where_all_have_begun():
     np.testing.assert_allclose((x, y), [[0.5, 1.0], [0.05, 0.3]])
 
 
+@pytest.mark.parametrize("share", [0.003, 0.02, 0.25, 0.55, 0.65, 0.75, 0.883, 0.92, 0.962, 0.9969])
+def test_the_axes_of_a_single_point_have_numbers(share):
+    place = plots._logit(share)
+    low, high = place - 0.15, place + 0.15
+    ticks = plots._spaced_ticks(low, high)
+    assert 2 <= len(ticks) <= 11
+    assert all(low <= plots._logit(tick) <= high for tick in ticks)
+
+
 def test_the_robustness_axes_are_log_odds(results):
     """Log odds are odd around one half: 20% and 80% lie equally far from 50%, and 50% to 80% is ln 4."""
     assert plots._logit(0.5) == 0

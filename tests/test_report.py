@@ -253,13 +253,22 @@ def test_a_run_of_no_steps_has_undefined_speeds_instead_of_failing():
     assert "undefined examples/s" in to_markdown(results)
 
 
-def test_of_two_aligned_files_neither_is_shown_with_its_folder():
-    data = DataConfig(source="texts/a.en,/home/ann/secret/a.de", source_lang="en", target_lang="de")
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("texts/a.en,/home/ann/secret/a.de", "texts/a.en,a.de"),
+        ("texts/a.en, /home/ann/secret/a.de", "texts/a.en,a.de"),
+        ("/home/ann/secret/a.en,/home/ann/secret/a.de", "a.en,a.de"),
+        ("/home/ann/secret,old/a.de", "a.de"),
+    ],
+)
+def test_of_two_aligned_files_neither_is_shown_with_its_folder(source, told):
+    data = DataConfig(source=source, source_lang="en", target_lang="de")
     note = "/home/ann/secret/a.de, line 3: empty"
     results = make_results(config=RunConfig(task="translation", data=data), notes=(note,))
-    assert results["config"]["data"]["source"] == "texts/a.en,a.de"
-    assert results["notes"][-1] == "a.de, line 3: empty"
-    assert "secret" not in json.dumps(results)
+    assert results["config"]["data"]["source"] == told
+    assert "," not in told or results["notes"][-1] == "a.de, line 3: empty"
+    assert "secret" not in json.dumps(results["config"])
 
 
 @pytest.mark.parametrize("place", ["/home/ann/secret/reviews", "/home/ann/secret/reviews/", "~/secret/reviews"])
@@ -434,9 +443,24 @@ def test_undefined_differences_are_counted_apart(domains, expected):
     results["comparisons"] = [i | (nothing if i["domain"] in domains else {}) for i in results["comparisons"]]
     assert headline(results).endswith(f"Compared with tfidf it helps on {expected}undefined.")
     rows = [row for row in cells_of(to_markdown(results)) if row[2:3] == ["adapted against tfidf"]]
-    assert [row[3:] for row in rows if row[0] in domains] == [["undefined", "", "undefined", "undefined"]] * len(
-        domains
-    )
+    told = ["undefined", "", "undefined", "", "undefined"]
+    assert [row[3:] for row in rows if row[0] in domains] == [told] * len(domains)
+
+
+def test_what_has_too_few_examples_is_counted_apart():
+    results = make_controlled_results()
+    results["comparisons"] = [item | {"verdict": "too few examples"} for item in results["comparisons"]]
+    told = "helps on 0 of 4 domains and hurts on 0; on 4 there are too few test examples."
+    assert headline(results).endswith(f"Compared with tfidf it {told}")
+
+
+def test_both_p_values_stand_beside_a_verdict():
+    results = make_controlled_results()
+    results["comparisons"] = [item | {"p_value": 0.012, "p_adjusted": 0.12} for item in results["comparisons"]]
+    text = to_markdown(results)
+    rows = [row for row in cells_of(text) if row[2:3] == ["adapted against tfidf"]]
+    assert rows and all(row[5:7] == ["0.012", "0.12"] for row in rows)
+    assert "adjusted by Holm's method" in text
 
 
 def test_a_single_domain_has_no_gap():

@@ -151,6 +151,9 @@ def test_several_directions_get_a_table_each_and_the_cost_one_of_its_own():
     assert tables["scores-accuracy-1"].title == "Scores by domain, trained on dvd: accuracy"
     assert "Trained on" in tables["overview"].header
     assert [row[0] for row in tables["cost"].rows] == ["probe", "lora"]
+    told = {row[0] for row in tables["data"].rows}
+    assert {"Examples", "Source"} <= told and "Test examples also in train" not in told, "which is of the first alone"
+    assert "Test examples also in train" in {row[0] for row in tables_of(small())["data"].rows}
     many = tables_of(small(directions=5, domains=5))
     assert not any(name.startswith("scores-f1_macro") for name in many)  # results.json has them
 

@@ -370,6 +370,26 @@ def test_a_fused_step_that_the_scaler_leaves_out_is_told_as_left_out(checkpoint,
     assert sums.in_search == (not steps)
 
 
+def test_a_loss_that_is_infinite_under_fp16_is_no_search_for_a_scale(checkpoint):
+    """Its gradient may be finite all the same (of a logit that came out as minus infinity), whatever the scale."""
+    _, adapted, functions = open_tiny(checkpoint)
+    accelerator = Accelerator()
+    scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = AcceleratedOptimizer(torch.optim.AdamW(adapted.model.parameters(), fused=True), scaler=scaler)
+    accelerator.backward = lambda loss: scaler.scale(loss).backward()
+    accelerator.unscale_gradients = lambda which: scaler.unscale_(which.optimizer)
+
+    def infinite(outputs, batch):
+        found = functions.loss_function(outputs, batch)
+        return replace(found, loss_sum=found.loss_sum + torch.inf)
+
+    before = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
+    batch = functions.make_batch(encoded_rows(4, 40, 3)[:4])
+    sums = learn_window(adapted.model, [(batch, True)], infinite, optimizer, 1.0, accelerator)
+    assert (sums.stepped, sums.in_search) == (False, False)
+    assert all(torch.equal(p, before[name]) for name, p in adapted.model.named_parameters())
+
+
 @pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "probe"])
 def test_a_resumed_run_equals_the_uninterrupted_one(checkpoint, tmp_path, strategy):
     config = TrainConfig(epochs=3, window_size=10, checkpoint_steps=5, learning_rate=1e-3, keep_checkpoints=3)

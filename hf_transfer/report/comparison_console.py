@@ -6,7 +6,7 @@ Meaning is carried by words, bold and dim, never by colour, so that it survives 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def _chosen(results: Mapping[str, Any]) -> list[Table]:
     if "ledger" in names:  # which has the strategies side by side
         tables = [table for table in tables if table.name != "before-and-after-0"]
     if not {*_OF_LEDGER}.isdisjoint(names):
-        own = {MEANS[0], *(domain for direction in results["directions"] for domain in direction["train_domains"])}
+        own = {direction["name"]: direction["train_domains"] for direction in results["directions"]}
         tables = [_without_before(table, own) if table.name in _FEWER else table for table in tables]
         tables = [table for table in tables if table.rows]
     return [_glance(table, _FEWER[table.name]) if table.name in _FEWER else table for table in tables]
@@ -64,10 +64,21 @@ def _glance(table: Table, wanted: Sequence[str]) -> Table:
     return with_columns(dataclasses.replace(table, rows=tuple(about_all or table.rows)), wanted)
 
 
-def _without_before(table: Table, own: Collection[str]) -> Table:
-    """Comparisons with other controls than ``before``, of which the ledger tells; at home, where there are such."""
+def _without_before(table: Table, own: Mapping[str, Sequence[str]]) -> Table:
+    """Comparisons with other controls than ``before``, of which the ledger tells; at home, where there are such.
+
+    ``own``: train domains by the name of their direction, which rows name where there are several.
+    """
     rows = [row for row in table.rows if "before" not in row[:2]]
-    at_home = [row for row in rows if not set(own).isdisjoint(row[2:4])]
+    domain = table.header.index("Domain")
+    trained_on = table.header.index("Trained on") if "Trained on" in table.header else None
+    only = next(iter(own.values()))
+
+    def is_at_home(row: Sequence[str]) -> bool:
+        inside = only if trained_on is None else own.get(row[trained_on], ())
+        return row[domain] == MEANS[0] or row[domain] in inside
+
+    at_home = [row for row in rows if is_at_home(row)]
     return dataclasses.replace(table, rows=tuple(at_home or rows))
 
 

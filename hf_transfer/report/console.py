@@ -182,7 +182,8 @@ def plain_text(text: str, console: Console) -> Text:
 
 def grid_of(table: Cells, console: Console) -> Table:
     """``table`` as a console shows it."""
-    grid = Table(box=box.SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold", pad_edge=False)
+    title = plain_text(table.title, console)
+    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for name, side in zip(table.header, table.alignment, strict=True):
         # names fold rather than being cut: one that cannot be told from another is worse than a second line
         widest = None if side == "right" else max(12, console.width // 4)

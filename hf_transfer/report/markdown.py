@@ -175,10 +175,13 @@ def _verdicts(results: Results) -> list[str]:
     sentences = []
     for control in dict.fromkeys(item["b"] for item in mine):
         found = [item["verdict"] for item in mine if item["b"] == control]
-        helps, hurts, unclear, open_ = map(found.count, ("helps", "hurts", "no evidence", "undefined"))
+        helps, hurts, unclear, few, open_ = map(
+            found.count, ("helps", "hurts", "no evidence", "too few examples", "undefined")
+        )
         sentences.append(
             f"Compared with {escape(control)} it helps on {helps} of {len(found)} domains and hurts on {hurts}"
             + (f"; on {unclear} there is no evidence either way" if unclear else "")
+            + (f"; on {few} there are too few test examples" if few else "")
             + (f"; on {open_} the difference is undefined." if open_ else ".")
         )
     return sentences
@@ -225,7 +228,8 @@ def _comparisons(results: Results) -> str:
     found = results["comparisons"] if is_translation else compared_domains(results)
     if not found:
         return ""
-    header = ["Domain", "Metric", "Compared", "Difference", f"{confidence_percent(results)} interval", "p", "Verdict"]
+    header = ["Domain", "Metric", "Compared", "Difference", f"{confidence_percent(results)} interval"]
+    header += ["p", "Adjusted p", "Verdict"]
     cells = [
         [
             escape(item["domain"]),
@@ -234,11 +238,13 @@ def _comparisons(results: Results) -> str:
             format_difference(item["metric"], item["difference"]),
             format_interval({**item, "value": item["difference"]}),
             "undefined" if item["p_value"] is None else f"{item['p_value']:.3g}",
+            "" if item.get("p_adjusted") is None else f"{item['p_adjusted']:.3g}",
             escape(item["verdict"]),
         ]
         for item in found
     ]
-    return f"## Comparisons\n\n{github_table(header, cells, right_from=3, left_from=6)}"
+    table = github_table(header, cells, right_from=3, left_from=7)
+    return f"## Comparisons\n\n{table}\n\nVerdicts go by p as adjusted by Holm's method for the number of comparisons."
 
 
 def _translation(results: Results) -> list[str]:
@@ -293,7 +299,7 @@ def _data_sheet(results: Results) -> str:
         "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly; "
         f"for {leaks['across_domains']:,} of them the twin is in another domain",
         "Repeated inside train": f"{leaks['inside_train']:,}",
-        "Dropped from train and validation as leaks": f"{leaks['dropped']:,}",
+        "Dropped as leaks": f"{leaks['dropped']:,}",
     }
     notes = "\n".join(f"- {escape(note)}" for note in results["notes"])
     return f"## Data\n\n{fact_table(facts)}" + (f"\n\nNotes:\n\n{notes}" if notes else "")

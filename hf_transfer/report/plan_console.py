@@ -147,7 +147,8 @@ def _memory(memory: Mapping[str, Any]) -> str:
 
 def _time(plan: Plan) -> str:
     time = plan["time"]
-    each = f" ({format_seconds(time['seconds_per_step'])} a step)" if time["seconds_per_step"] is not None else ""
+    step = time["seconds_per_step"]
+    each = "" if step is None else f" ({format_seconds(step) if step >= 1 else f'{1000 * step:.3g} ms'} a step)"
     speed = f"{format_operations(time['operations_per_second'])}/s"
     product = f"{format_operations(time['product_operations_per_second'])}/s"
     if time["micro_batches_run"]:

@@ -335,7 +335,8 @@ def _ledger(results: Results) -> Iterator[_Drawing]:
     axes.margins(0.08)
     for side in ("x", "y"):
         _number_axis(axes, side, metric, is_difference=True)
-    axes.set_xlabel(f"{_metric_label(metric)} gained in-domain (points)")
+    gained = "gained" if results["higher_is_better"] else "improved by"
+    axes.set_xlabel(f"{_metric_label(metric)} {gained} in-domain (points)")
     axes.set_ylabel("change elsewhere (points, mean)")
     _legend(canvas, handles, columns=4)
     crosses = "" if several else f" Crosses are {_level(results)} intervals."
@@ -597,12 +598,16 @@ def _logit(share: float) -> float:
 
 
 def _spaced_ticks(low: float, high: float) -> list[float]:
-    """Shares to label between two log odds, none so near the one before that labels touch."""
+    """Shares to label between two log odds, two or more, none so near the one before that labels touch."""
     ticks: list[float] = []
-    for share in _PERCENT_TICKS:
-        place = _logit(share)
-        if low <= place <= high and (not ticks or place - _logit(ticks[-1]) >= 0.1 * (high - low)):
-            ticks.append(share)
+    for shares in (_PERCENT_TICKS, *([i / count for i in range(1, count)] for count in (100, 1000, 10_000))):
+        ticks = []
+        for share in shares:
+            place = _logit(share)
+            if low <= place <= high and (not ticks or place - _logit(ticks[-1]) >= 0.1 * (high - low)):
+                ticks.append(share)
+        if len(ticks) > 1:
+            break
     return ticks
 
 

@@ -499,8 +499,9 @@ def _shortened(place: str) -> str:
     prefix = "scratch:" if place.startswith("scratch:") else ""
     path = PureWindowsPath(place.removeprefix(prefix))  # takes both kinds of slash and drive letters
     absolute = str(path).startswith(("\\", "~")) or path.is_absolute()
-    if not absolute and "," in place:
-        return ",".join(map(_shortened, place.split(",")))
+    first, comma, second = place.partition(",")
+    if comma and (not absolute or _shortened(second.strip()) != second.strip()):  # two files, not a comma in a name
+        return ",".join(_shortened(side.strip()) for side in (first, second))
     return prefix + path.name if absolute and path.name else place
 
 
@@ -513,7 +514,7 @@ def _shorten_places(config: dict[str, Any]) -> dict[str, str]:
         if not given:
             continue
         section[name] = _shortened(given)
-        for place in {given, *given.split(",")}:
+        for place in {given, *map(str.strip, given.split(","))} - {""}:
             path = str(Path(place.removeprefix("scratch:")))  # without a slash at the end
             shown = _shortened(path)
             absolute = (Path(path).expanduser() if path.startswith("~/") else Path(path)).absolute()

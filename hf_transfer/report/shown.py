@@ -14,6 +14,8 @@ from hf_transfer.report.examples import read_confidence, read_examples
 SHOWN_PER_DOMAIN = 3
 LONGEST_TEXT = 400
 """Characters of a text that are shown."""
+BETWEEN = " | "
+"""Stands between the texts of a pair."""
 
 
 def surest_mistakes(results_of_runs: Sequence[Mapping[str, Any]], text: Text) -> list[dict[str, Any]]:
@@ -30,7 +32,9 @@ def surest_mistakes(results_of_runs: Sequence[Mapping[str, Any]], text: Text) ->
             continue
         seen.add(strategy)
         for domain, predictions in read_examples(results).items():
-            texts = dict(zip(text.splits.test[domain]["example_id"], text.splits.test[domain]["text"], strict=True))
+            rows = text.splits.test[domain]
+            sides = [rows[name] for name in ("text", "text_pair") if name in rows.column_names]
+            texts = dict(zip(rows["example_id"], map(BETWEEN.join, zip(*sides, strict=True)), strict=True))
             confidence = read_confidence(results, "test", domain)
             wrong = np.flatnonzero(predictions.predicted != predictions.reference)
             for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN_PER_DOMAIN]:

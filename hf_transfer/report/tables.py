@@ -705,7 +705,10 @@ def _training(results: Results) -> Section:
     ]
     header = ["Strategy", "Seed", "Trained on", "Steps", "First loss", "Last loss"]
     header += [f"First validation {metric_words(metric)}", f"Last validation {metric_words(metric)}"]
-    caption = "Loss per example, first and last recorded; validation on the train domains."
+    caption = (
+        "Loss per target (an example; a piece of a translation; a label of several), first and last recorded; "
+        "validation on the train domains."
+    )
     table = make_table("training", "Training", caption, header, "lrlrrrrr", rows, folded=len(rows) > LONG)
     return make_section("training", "Training", [], [table])
 
@@ -756,19 +759,24 @@ def _runs(results: Results) -> Section:
 def _data_sheet(results: Results) -> Section:
     data, leaks = results["data"], results["data"]["leaks"]
     several = len(results["directions"]) > 1
+    counts = {split: count for split, count in data["examples"].items() if split == "test" or not several}
     facts = {
         "Source": data["name"],
         "sha256 of the rows": data["fingerprint"],
-        "Examples": ", ".join(f"{count:,} {split}" for split, count in data["examples"].items()),
+        "Examples": ", ".join(f"{count:,} {split}" for split, count in counts.items()),
         "Trained on": "one direction at a time" if several else _names(data["train_domains"]),
         "Predicts": _predicts(results),
         "Splits": data["rule"],
+    }
+    of_one_direction = {
         LEFT_OUT if is_translation(results) else "Cut for length": f"{data['truncated']:,} examples",
         "Test examples also in train": f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly; "
         f"for {leaks['across_domains']:,} of them the twin is in another domain",
         "Repeated inside train": f"{leaks['inside_train']:,}",
-        "Dropped from train and validation as leaks": f"{leaks['dropped']:,}",
+        "Dropped as leaks": f"{leaks['dropped']:,}",
     }
+    if not several:  # what is recorded is of the first one alone; the warnings name the direction that leaks most
+        facts |= of_one_direction
     rows = [
         # with several directions a domain is in-domain in one and shifted in another
         [domain, "" if several else "in-domain" if domain in data["train_domains"] else "shifted", f"{count:,}"]

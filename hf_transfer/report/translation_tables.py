@@ -104,7 +104,8 @@ def _by_strategy(rows: Sequence[Item], results: Results) -> Table:
     )
     header = ["Strategy", "Trained on", "In-domain gain", "Verdict, gain", "Change elsewhere", "Verdict, change"]
     header += ["Kept", "Worst elsewhere"]
-    title = f"{metric_words(results['metric'])} gained in-domain, changed elsewhere"
+    gained = "gained" if results["higher_is_better"] else "improved"
+    title = f"{metric_words(results['metric'])} {gained} in-domain, changed elsewhere"
     return make_table("ledger", title, caption, header, "llrlrlrl", cells, folded=len(cells) > LONG)
 
 

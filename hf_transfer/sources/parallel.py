@@ -129,7 +129,8 @@ def _read_folder(folder: Path, data: DataConfig) -> DomainTable:
     try:
         files, notes = find_files(folder, lambda item: _list_pairs(item, aligned, data), expected)
     except InputError as error:
-        raise InputError([problem for found in aligned.alone.values() for problem in found] or error.problems) from None
+        near = [problems for place, problems in aligned.alone.items() if folder in (place, place.parent)]
+        raise InputError([problem for problems in near for problem in problems] or error.problems) from None
     problems = aligned.alone.get(folder, [])
     for sub_folder in dict.fromkeys(file.path.parent for file in files if file.path.parent != folder):
         problems = problems + aligned.alone.get(sub_folder, [])
