@@ -210,10 +210,10 @@ def train(
         Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
-        whole = adapted.model.to(accelerator.device)
-        if not isinstance(whole, LayerProbe):  # whose head is solved in full precision, and validated so
-            whole = accelerator.prepare_model(whole, evaluation_mode=True)
-        value = chooser.validate(whole)
+        fixed: nn.Module = adapted.model.to(accelerator.device)
+        if not isinstance(fixed, LayerProbe):  # whose head is solved in full precision, and validated so
+            fixed = accelerator.prepare_model(fixed, evaluation_mode=True)
+        value = chooser.validate(fixed)
         return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
     epoch_size = len(mixture or rows)
     plans = plan_stages(adapted.stages, epoch_size, config)
