@@ -33,6 +33,11 @@ def window_count(examples: int, window_size: int) -> int:
     return math.ceil(examples / window_size)
 
 
+def steps_of(passes: float, windows: int) -> int:
+    """Steps of ``passes`` over so many ``windows``, the last one whole."""
+    return math.ceil(round(passes * windows, 6))  # 1.1 of 100 windows are 110, not 110.00000000000001
+
+
 def window_indices(examples: int, window_size: int, seed: int, window: int) -> np.ndarray:
     """Row numbers [window_size or fewer] of the ``window``-th window of training, counted over all epochs.
 

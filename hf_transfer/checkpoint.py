@@ -53,7 +53,7 @@ def save_best(folder: Path, model: nn.Module, names: Iterable[str], step: int, a
     tensors = read_parameters(accelerator.unwrap_model(model), names)
     if accelerator.is_main_process:
         _write_folder(folder / "best" / f"at-{step}", tensors, {})
-        needed = {f"at-{number}" for number in (step, *map(_best_step_of, _checkpoints(folder)))}
+        needed = {f"at-{number}" for number in (step, *(_state_in(path).best_step for path in _checkpoints(folder)))}
         for path in (folder / "best").glob("at-*"):
             if path.name not in needed:
                 shutil.rmtree(path)
@@ -103,7 +103,8 @@ def save_for_average(
     steps = list(steps)
     if accelerator.is_main_process:
         _write_folder(folder / "average" / f"at-{steps[-1]}", tensors, {})
-        needed = {*steps, *(step for path in _checkpoints(folder) for step in _validated_by(path)[-len(steps) :])}
+        validated = [item["step"] for path in _checkpoints(folder) for item in _state_in(path).history[-len(steps) :]]
+        needed = {*steps, *validated}
         for path in (folder / "average").glob("at-*"):
             if path.name not in {f"at-{step}" for step in needed}:
                 shutil.rmtree(path)
@@ -296,20 +297,12 @@ def _read_state(record: Mapping[str, Any]) -> RunState:
     return state
 
 
-def _validated_by(path: Path) -> list[int]:
-    """Steps that were validated before the checkpoint ``path``; [] where it cannot be continued from."""
+def _state_in(path: Path) -> RunState:
+    """The state of the checkpoint ``path``; one of a run that has not begun where it cannot be continued from."""
     try:
-        return [item["step"] for item in load_state(path).history]
+        return load_state(path)
     except (ValueError, TypeError, AttributeError, LookupError, OSError, RecursionError):
-        return []
-
-
-def _best_step_of(path: Path) -> int:
-    """The best step by the checkpoint ``path``; -1 where it had none, or cannot be continued from."""
-    try:
-        return load_state(path).best_step
-    except (ValueError, TypeError, AttributeError, LookupError, OSError, RecursionError):
-        return -1
+        return RunState()
 
 
 def _damage(path: Path) -> str:

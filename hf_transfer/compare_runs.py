@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets import disable_progress_bars
 
-from hf_transfer.batching import window_count
+from hf_transfer.batching import steps_of, window_count
 from hf_transfer.comparison import Setting, join, name_of
 from hf_transfer.config import (
     COMPARE_DEFAULTS,
@@ -321,7 +321,7 @@ def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) ->
             examples += min(round(examples * share / (1 - share)), len(splits.general))
         from_scratch = config.model.checkpoint.startswith("scratch:")
         passes = train.passes if name == "scratch" else train.passes_of(config.task, from_scratch)
-        steps = math.ceil(round(passes * window_count(examples, train.window_size), 6))
+        steps = steps_of(passes, window_count(examples, train.window_size))
         train = dataclasses.replace(train, max_steps=max(1, steps))
     return train
 

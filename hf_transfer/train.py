@@ -28,7 +28,7 @@ from torch import nn
 
 from hf_transfer import checkpoint
 from hf_transfer.adapt.base import Adapted, Stage
-from hf_transfer.batching import Ahead, Mixture, cut_window, share_window, window_count, window_indices
+from hf_transfer.batching import Ahead, Mixture, cut_window, share_window, steps_of, window_count, window_indices
 from hf_transfer.compiled import CompiledLayers
 from hf_transfer.config import TrainConfig
 from hf_transfer.dropout import quick_dropout
@@ -153,16 +153,12 @@ def plan_stages(stages: Sequence[Stage], examples: int, train: TrainConfig) -> t
     Among the others, those that name their epochs take them from what ``train`` asks for, and the last has the rest.
     """
     per_epoch = window_count(examples, train.window_size)
-
-    def steps_of(epochs: float) -> int:
-        return math.ceil(round(epochs * per_epoch, 6))  # 1.1 of 100 windows are 110, not 110.00000000000001
-
-    total = train.max_steps or max(1, steps_of(train.passes))
+    total = train.max_steps or max(1, steps_of(train.passes, per_epoch))
     plans: list[StagePlan] = []
     step = left = 0
     for stage in stages:
         if stage.own_schedule:
-            steps = max(1, steps_of(stage.epochs or 1.0))
+            steps = max(1, steps_of(stage.epochs or 1.0, per_epoch))
             if train.max_steps is not None:
                 steps = min(steps, total // 2)
                 total -= steps
@@ -171,7 +167,7 @@ def plan_stages(stages: Sequence[Stage], examples: int, train: TrainConfig) -> t
         else:
             left = left or total
             last = stage is stages[-1]
-            steps = left if last else min(steps_of(stage.epochs or 0), left)
+            steps = left if last else min(steps_of(stage.epochs or 0, per_epoch), left)
             begin = next((p.schedule_first for p in plans if not p.stage.own_schedule), step)
             plans.append(StagePlan(stage, step, steps, begin, total))
             left -= steps
@@ -429,8 +425,7 @@ def learn_window(
         optimizer.step()
     elif scaler is not None:  # a fused optimizer steps over infinite gradients by itself, and nobody could tell
         scaler.update()  # to a lower scale
-    # overflow while fp16 looks for its scale is expected
-    # and no scale helps below 1, or a loss that is infinite though its gradient is not
+    # overflow is expected while fp16 looks for its scale; below 1, or of the loss alone, no scale would help
     in_search = not math.isfinite(norm) and scaler is not None and scaler.get_scale() >= 1
     optimizer.zero_grad(set_to_none=True)
     left_out = () if stepped else tuple(gather_object([name for b in mine for name in b.example_ids]))
