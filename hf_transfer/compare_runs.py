@@ -27,6 +27,7 @@ from hf_transfer.config import (
     OF_ADAPTERS,
     AdaptConfig,
     CompareConfig,
+    DataConfig,
     RunConfig,
     TrainConfig,
     check_config,
@@ -35,6 +36,7 @@ from hf_transfer.config import (
 )
 from hf_transfer.control_runs import DOES_NOT_APPLY, score_control, scratch_config
 from hf_transfer.domain_distances import measure_distances
+from hf_transfer.encoding import share_of_general
 from hf_transfer.errors import InputError, RunError, printable
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.folder import deciding_settings, feature_folder
@@ -260,7 +262,7 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
     fields |= {
         "data": data,
         "adapt": _adapt_settings(config.adapt, name),
-        "train": _budget(config, name, setting, texts),
+        "train": _budget(config, name, data, setting, texts),
         "evaluate": dataclasses.replace(config.evaluate, selection=selection),
         "publish": dataclasses.replace(config.publish, export=_export(config, name)),
         "output_dir": str(Path(config.output_dir) / "runs" / folder),
@@ -305,7 +307,7 @@ def _adapt_settings(adapt: AdaptConfig, name: str) -> AdaptConfig:
     )
 
 
-def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) -> TrainConfig:
+def _budget(config: CompareConfig, name: str, data: DataConfig, setting: Setting, texts: Texts) -> TrainConfig:
     """The loop's settings with the comparison's budget: beside target examples, as many steps with the source as
     without it, which are those that the source with them takes."""
     train = dataclasses.replace(config.train, resume="auto", learning_rate=config.learning_rate_of(name))
@@ -316,8 +318,8 @@ def _budget(config: CompareConfig, name: str, setting: Setting, texts: Texts) ->
     if setting.target_examples and train.max_steps is None:
         splits = _source_text(config, texts).splits
         examples = len(splits.train) + setting.target_examples
-        share = (config.data.general_share or 0.5) if name == "mixed" else config.data.general_share or 0.0
-        if name in ("mixed", "interpolated") and splits.general is not None:
+        share = share_of_general(name, data.general_share)
+        if share is not None and splits.general is not None:
             examples += min(round(examples * share / (1 - share)), len(splits.general))
         from_scratch = config.model.checkpoint.startswith("scratch:")
         passes = train.passes if name == "scratch" else train.passes_of(config.task, from_scratch)

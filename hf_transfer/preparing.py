@@ -13,7 +13,7 @@ from datasets import Dataset
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.config import RunConfig, TrainConfig
 from hf_transfer.ctranslate2_engine import check_export
-from hf_transfer.encoding import encode, mix_general
+from hf_transfer.encoding import encode, mix_general, share_of_general
 from hf_transfer.layer_runs import LayersTold, settle_layers
 from hf_transfer.metrics import choose_metrics
 from hf_transfer.onnx_engine import check_onnx
@@ -91,9 +91,7 @@ def prepare(config: RunConfig, text: Text, keep_model: bool = True) -> Prepared:
 
 def _mixed(encoded: EncodedSplits, config: RunConfig) -> tuple[EncodedSplits, tuple[str, ...]]:
     """General text mixed into train, where the strategy or ``data.general_share`` asks for it."""
-    share = config.data.general_share
-    if share is None and config.adapt.strategy == "mixed":
-        share = 0.5
+    share = share_of_general(config.adapt.strategy, config.data.general_share)
     if share is None:
         return encoded, ()
     encoded, sentence = mix_general(encoded, share, config.seed)
