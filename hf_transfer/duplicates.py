@@ -42,6 +42,7 @@ UNSPACED_LETTERS = (
 LETTERS_PER_PIECE = 3
 """Two long texts of an alphabet have most of its letters in common, and few of their triples."""
 _UNSPACED = re.compile(f"[{IDEOGRAPHS}{UNSPACED_LETTERS}]")
+_ASCII_WORDS = "".join(chr(code) if chr(code).isalnum() or chr(code) == "_" else " " for code in range(128))
 _PIECES = re.compile(f"[{IDEOGRAPHS}]|([{UNSPACED_LETTERS}]+)|[^\\W{IDEOGRAPHS}{UNSPACED_LETTERS}]+")
 
 PAIR_MARK = "\x1f"
@@ -247,7 +248,9 @@ def _words(normalised: str) -> list[str]:
 
 
 def _words_of(text: str) -> list[str]:
-    if text.isascii() or not _UNSPACED.search(text):  # most texts, and the quicker way
+    if text.isascii():  # the same words as of the next line, five times as fast
+        return text.translate(_ASCII_WORDS).split()
+    if not _UNSPACED.search(text):
         return re.findall(r"\w+", text)
     words = []
     for match in _PIECES.finditer(text):

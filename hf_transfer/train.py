@@ -605,7 +605,8 @@ def _prepare(
 
     ``start``: the body's parameters before training by ``id``, where ``l2_sp`` pulls towards them.
     """
-    accelerator.free_memory()
+    if accelerator._models:  # of an earlier stage or run; a collection looks at every object there is, for 0.3 s
+        accelerator.free_memory()
     module = accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)  # an earlier stage may have wrapped it
     # accelerate would take a module that an earlier stage prepared for ready, and leave autocast out
     module.__dict__.pop("_is_accelerate_prepared", None)
