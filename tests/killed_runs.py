@@ -159,9 +159,10 @@ def unfinished_saves(folder: Path) -> set[tuple[Path, int]]:
     """Checkpoints and best steps of which a part is there, with the time of the last change: they stay after a kill."""
     found = set()
     for place in ("checkpoints/step-*.partial", "checkpoints/best/at-*.partial"):
-        for path in folder.glob(place):
-            with suppress(FileNotFoundError):  # it has just become whole
-                found.add((path, path.stat().st_ctime_ns))
+        with suppress(FileNotFoundError):  # a run that starts afresh has just removed the folder that is looked into
+            for path in folder.glob(place):
+                with suppress(FileNotFoundError):  # it has just become whole
+                    found.add((path, path.stat().st_ctime_ns))
     return found
 
 
