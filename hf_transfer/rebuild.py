@@ -128,12 +128,22 @@ def _join(paths: Sequence[Path]) -> dict[str, Any]:
     return join(
         found.runs,
         config=found.config or found.runs[0]["config"],
-        other_runs=[facts for facts in found.other_runs if _key(facts) not in there],
+        other_runs=[facts for key, facts in _each_once(found.other_runs).items() if key not in there],
         distances=list(found.distances.values()),
         notes=found.notes,
         examples_shown=found.examples_shown,
         places=found.places,
     )
+
+
+def _each_once(runs: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Runs that are not finished, by what tells them apart: failed where one failed, and lacks in another folder."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for facts in runs:
+        key = _key(facts)
+        if key not in found or facts["status"] != "missing":
+            found[key] = facts
+    return found
 
 
 def _add_comparison(found: _Found, path: Path) -> None:

@@ -398,6 +398,11 @@ def test_no_gap_is_no_promise():
     )
 
 
+def test_a_loss_that_would_be_written_as_nothing_is_less_than_what_can_be_written():
+    results = make_results(make_shift(shifted_mean=0.8746, gap=0.0004))
+    assert limits(results)[1].endswith(": worse by less than 0.1 points on average. Other domains were not tried.")
+
+
 def test_of_an_error_no_direction_is_claimed_but_worse():
     """An error of 0.58 is more than 0.51, and worse: the words must hold of what should fall too."""
     ends = {"books": ("in_domain", (0.51, 0.4, 0.6)), "apps": ("shifted", (0.58, 0.5, 0.7))}

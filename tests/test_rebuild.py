@@ -305,6 +305,21 @@ def test_two_comparisons_are_joined_with_what_each_knows(compared, tmp_path, rep
     }
 
 
+@pytest.mark.parametrize("failed_first", [False, True])
+def test_a_run_that_two_folders_lack_is_told_once_and_its_failure_stands(compared, tmp_path, failed_first):
+    folder, _ = compared
+    other = tmp_path / "other"
+    write_run(other / "runs" / "probe-s0", run_of("probe"))
+    write_json(other / "plan.json", [facts("probe", 0), *PLAN])
+    (other / "config.yaml").write_text(json.dumps(CONFIG))
+    folders = [folder, other] if failed_first else [other, folder]
+    results, _ = rebuild_report(folders, tmp_path / "all")
+    unfinished = [
+        (run["strategy"], run["seed"], run["status"]) for run in results["runs"] if run["status"] != "finished"
+    ]
+    assert unfinished.count(("full", 1, "failed")) == 1 and len(unfinished) == len({run[:2] for run in unfinished})
+
+
 def test_controls_inside_a_run_are_said_to_be_left_out(tmp_path):
     lora = run_of("lora")
     lora["scores"].append(lora["scores"][0] | {"stage": "tfidf"})
