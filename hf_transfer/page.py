@@ -50,6 +50,7 @@ from hf_transfer.launch import (
 )
 from hf_transfer.layer_runs import body_key
 from hf_transfer.metrics import METRICS, score
+from hf_transfer.model_selection import Chooser
 from hf_transfer.predict import predict, scored_padding
 from hf_transfer.preemption import Notice
 from hf_transfer.preparing import Prepared, prepare
@@ -68,11 +69,12 @@ from hf_transfer.report.examples import describe_calibration, describe_examples
 from hf_transfer.report.files import write_report
 from hf_transfer.report.results import describe_training, shown_config
 from hf_transfer.report.shown import surest_mistakes
+from hf_transfer.schedule import plan_stages
 from hf_transfer.shift import notes_on_width, predictions_by_role, score_test
 from hf_transfer.tasks import TASKS, TaskFunctions
 from hf_transfer.text import read_text
 from hf_transfer.trackers import Trackers, check_trackers
-from hf_transfer.train import Chooser, plan_stages, train
+from hf_transfer.train import train
 from hf_transfer.translation_run import (
     TranslationExtra,
     describe_translation,
@@ -201,7 +203,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     with (
         stored_features(adapted, body_key(pretrained, config.seed, pretrained.layers), store, trial.inputs) as features,
         Progress(
-            plans[-1].first_step + plans[-1].steps if plans else 0,
+            plans[-1].end if plans else 0,
             done_steps=folder.done_steps,
             is_main=accelerator.is_main_process,
         ) as progress,

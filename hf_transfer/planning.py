@@ -28,9 +28,9 @@ from hf_transfer.flattened import find_stacks
 from hf_transfer.output_layer import output_layer
 from hf_transfer.rehearsal import Rehearsal, StageCost, cost_of, cost_of_pass, rehearse
 from hf_transfer.report.results import plain
+from hf_transfer.schedule import plan_stages
 from hf_transfer.speed import Measured, measure
 from hf_transfer.store_cost import stored_cost
-from hf_transfer.train import plan_stages
 
 FP32_BYTES = 4
 

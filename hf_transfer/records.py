@@ -287,6 +287,23 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class WindowSums:
+    """What a window amounted to, over all processes."""
+
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    padding_tokens: int = 0
+    targets: int = 0
+    stepped: bool = True
+    in_search: bool = False
+    """No step, as fp16's scaler still looks for its scale."""
+    not_finite: tuple[str, ...] = ()
+    """Ids of the examples of a window whose step was left out."""
+
+
+@dataclass(frozen=True)
 class RunState:
     """Everything about a training run, beside tensors, that continuing it needs."""
 

@@ -33,10 +33,10 @@ from hf_transfer.layers import LayerProbe
 from hf_transfer.output_layer import output_layer
 from hf_transfer.preparing import Prepared, prepare
 from hf_transfer.records import Text
+from hf_transfer.schedule import StagePlan
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_text
 from hf_transfer.token_budget import MOST, ON_HOST
-from hf_transfer.train import StagePlan
 from hf_transfer.translation_run import TOKENS_PER_DATASTORE_BATCH
 
 MOST_WINDOWS = 2000
@@ -137,7 +137,7 @@ def cost_of(run: Rehearsal, plan: StagePlan) -> StageCost:
     copies = 2 if run.settings.r_drop else 1
     size, mixture = run.encoded.epoch_size, run.encoded.mixture
     windows = []
-    for step in range(plan.first_step, plan.first_step + plan.steps):
+    for step in range(plan.first_step, plan.end):
         window = window_indices(size, run.settings.window_size, run.config.seed, step)
         if mixture is not None:
             window = mixture.rows(window, step // window_count(size, run.settings.window_size))

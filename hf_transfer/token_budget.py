@@ -1,9 +1,9 @@
-"""Floor 1: how many tokens go through a model at once: as many as the memory of the device holds.
+"""Floor 2: how many tokens go through a model at once: as many as the memory of the device holds.
 
 ``--train.tokens_per_micro_batch auto`` is ``ON_HOST`` on a CPU, where larger micro-batches are no faster
 (benchmarks/LOG.md). On a GPU a micro-batch of known size is run forward and backward before a stage of training begins.
 What it takes at most, gradients included, by its tokens, is at least what a token of a larger one takes. A window that
-has no room all the same is cut in half when it comes (train.py).
+has no room all the same is cut in half when it comes (``cut_in_half``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
 
-from hf_transfer.on_device import keep_peak
+from hf_transfer.errors import RunError
+from hf_transfer.flattened import flattened, real_tokens
+from hf_transfer.on_device import keep_peak, send_batch
+from hf_transfer.step_log import ProgressBar
+from hf_transfer.tasks import TaskFunctions
 
 ON_HOST = 8192
 """Tokens of a micro-batch on a CPU, and where processes share parameters, so that none can try by itself."""
@@ -65,3 +73,51 @@ def measured_budget(
     free, _ = torch.cuda.mem_get_info(device)
     each = max(1.0, taken / int(lengths[rows].sum()))
     return max(LEAST, min(MOST, math.floor((USED_SHARE * free - 4 * learning_bytes) / each)))
+
+
+def own_budget(
+    model: nn.Module,
+    rows: Dataset,
+    lengths: np.ndarray,
+    functions: TaskFunctions,
+    accelerator: Accelerator,
+    progress: ProgressBar,
+) -> int:
+    """Tokens that go through the model at once, equal on all processes; on a GPU as many as memory holds."""
+    if accelerator.device.type != "cuda" or getattr(accelerator, "is_fsdp2", False):
+        return ON_HOST
+    module = accelerator.unwrap_model(model)  # no exchange with other processes while each tries for itself
+    learning = [p for p in module.parameters() if p.requires_grad]
+
+    def run(chosen: np.ndarray) -> None:
+        batch = functions.train_batch(rows[chosen])
+        sent = send_batch(batch, accelerator.device)
+        with flattened(module, *real_tokens(batch)):  # around the backward too: layers may be run again in it
+            with accelerator.autocast():
+                loss = functions.loss_function(module(**sent.inputs), sent).loss_sum
+            torch.autograd.grad(loss, learning, allow_unused=True)
+
+    own = measured_budget(lengths, run, sum(p.nbytes for p in learning), accelerator.device)
+    found = min(gather_object([own]))
+    progress.note(f"micro-batches of at most {found:,} tokens, from the free memory of the GPU")
+    return found
+
+
+def cut_in_half(budget: int, lengths: np.ndarray, error: Exception, progress: ProgressBar) -> int:
+    """Half of the tokens that the window's largest micro-batch may have had.
+
+    The window is then learnt from once more, with the same gradient up to dropout, whose draws go by micro-batch.
+
+    Raises:
+        RunError: the longest example is alone already.
+    """
+    had = min(budget, int(lengths.sum()))
+    if had <= lengths.max():
+        raise RunError(
+            f"out of memory with one example of {int(lengths.max())} tokens: lower --data.max_length, turn on "
+            f"--train.activation_checkpointing, or take a smaller checkpoint ({error})."
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    progress.note(f"out of memory: the window is cut into micro-batches of {had // 2} tokens from here on")
+    return had // 2

@@ -8,16 +8,14 @@ it was cut into micro-batches nor on how many processes share it (transformers#4
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +25,14 @@ from datasets import Dataset
 from torch import nn
 
 from hf_transfer import checkpoint
-from hf_transfer.adapt.base import Adapted, Stage
-from hf_transfer.batching import Ahead, Mixture, cut_window, share_window, steps_of, window_count, window_indices
+from hf_transfer.adapt.base import Adapted
+from hf_transfer.batching import Ahead, Mixture
+from hf_transfer.before_training import (
+    activation_checkpointing,
+    drop_unused,
+    prepare_stage,
+    run_all_layers,
+)
 from hf_transfer.compiled import CompiledLayers
 from hf_transfer.config import TrainConfig
 from hf_transfer.dropout import quick_dropout
@@ -37,92 +41,24 @@ from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
 from hf_transfer.launch import sum_over_processes
 from hf_transfer.layers import LayerProbe
+from hf_transfer.model_selection import Chooser, ModelSelection
 from hf_transfer.on_device import send_batch
-from hf_transfer.optim import build_optimizer, parameter_groups, pull_to_start, rate_factor, set_rate
-from hf_transfer.output_layer import generator_inside
+from hf_transfer.optim import rate_factor, set_rate
 from hf_transfer.preemption import window_by_window
-from hf_transfer.records import Batch, LossSum, RunState, Selection, TrainResult
+from hf_transfer.records import Batch, RunState, Selection, TrainResult, WindowSums
+from hf_transfer.schedule import plan_stages, position_of, seconds_at
+from hf_transfer.step_log import Listener, ProgressBar, flush_log, log_step, open_log
 from hf_transfer.tasks import TaskFunctions
-from hf_transfer.token_budget import ON_HOST, measured_budget
+from hf_transfer.tasks.base import LossFunction
+from hf_transfer.token_budget import cut_in_half, own_budget
 from hf_transfer.watch import here
+from hf_transfer.windows import Windows
 
-LossFunction = Callable[[Any, Batch], LossSum]
 EXAMPLES_SHOWN = 3
 BAD_WINDOWS_IN_A_ROW = 3
 """Windows without a finite loss and gradient, one after the other, that end a run."""
 LONG_SECONDS = 600.0
 """Training that took so long is on disk before it is scored, also where no checkpoints were asked for."""
-
-
-class ProgressBar(Protocol):
-    """What the loop tells whoever watches."""
-
-    def advance(self, loss: float, learning_rate: float, examples: int) -> None:
-        """One window is done."""
-        ...
-
-    def note(self, text: str) -> None:
-        """A line to print."""
-        ...
-
-
-class Listener(Protocol):
-    """Who else gets the records of the log, on the main process."""
-
-    def learnt(self, record: Mapping[str, Any]) -> None:
-        """One window is done: its line of log.jsonl."""
-        ...
-
-    def validated(self, record: Mapping[str, Any]) -> None:
-        """A score of validation, as in ``TrainResult.history``."""
-        ...
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Where a stage lies in the course of training, in optimizer steps."""
-
-    stage: Stage
-    first_step: int
-    steps: int
-    schedule_first: int
-    """Step at which the schedule that the stage takes part in begins."""
-    schedule_steps: int
-
-
-@dataclass(frozen=True)
-class Chooser:
-    """How the step to keep is chosen."""
-
-    rule: str
-    """``in_domain_validation`` or ``last``."""
-    metric: str
-    higher_is_better: bool
-    validate: Callable[[nn.Module], float]
-    """Score of the model on in-domain validation; all processes call it and get the same number."""
-
-    def better(self, value: float, best: float) -> bool:
-        """Whether ``value`` beats ``best``; any number beats nan."""
-        if math.isnan(value) or math.isnan(best):
-            return math.isnan(best) and not math.isnan(value)
-        return value > best if self.higher_is_better else value < best
-
-
-@dataclass
-class WindowSums:
-    """What a window amounted to, over all processes."""
-
-    loss: float = 0.0
-    gradient_norm: float = 0.0
-    examples: int = 0
-    tokens: int = 0
-    padding_tokens: int = 0
-    targets: int = 0
-    stepped: bool = True
-    in_search: bool = False
-    """No step, as fp16's scaler still looks for its scale."""
-    not_finite: tuple[str, ...] = ()
-    """Ids of the examples of a window whose step was left out."""
 
 
 @dataclass(frozen=True)
@@ -144,37 +80,6 @@ class RunFolder:
     def done_steps(self) -> int:
         """Steps that lie behind a run that is continued."""
         return checkpoint.load_state(self.resume_from).step if self.resume_from else 0
-
-
-def plan_stages(stages: Sequence[Stage], examples: int, train: TrainConfig) -> tuple[StagePlan, ...]:
-    """Lay the stages end to end.
-
-    Stages with their own schedule come on top of ``epochs``; of ``max_steps`` they take a part, at most half of it.
-    Among the others, those that name their epochs take them from what ``train`` asks for, and the last has the rest.
-    """
-    per_epoch = window_count(examples, train.window_size)
-    total = train.max_steps or max(1, steps_of(train.passes, per_epoch))
-    plans: list[StagePlan] = []
-    step = left = 0
-    for stage in stages:
-        if stage.own_schedule:
-            steps = max(1, steps_of(stage.epochs or 1.0, per_epoch))
-            if train.max_steps is not None:
-                steps = min(steps, total // 2)
-                total -= steps
-            if steps:
-                plans.append(StagePlan(stage, step, steps, step, steps))
-        else:
-            left = left or total
-            last = stage is stages[-1]
-            steps = left if last else min(steps_of(stage.epochs or 0, per_epoch), left)
-            begin = next((p.schedule_first for p in plans if not p.stage.own_schedule), step)
-            plans.append(StagePlan(stage, step, steps, begin, total))
-            left -= steps
-        step += steps
-        if not stage.own_schedule and not left:
-            break  # asked for fewer epochs than there are stages: the upper layers are all that thaws
-    return tuple(plans)
 
 
 def train(
@@ -206,75 +111,62 @@ def train(
         Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
-        fixed: nn.Module = adapted.model.to(accelerator.device)
-        if not isinstance(fixed, LayerProbe):  # whose head is solved in full precision, and validated so
-            fixed = accelerator.prepare_model(fixed, evaluation_mode=True)
-        value = chooser.validate(fixed)
-        return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
-    epoch_size = len(mixture or rows)
-    plans = plan_stages(adapted.stages, epoch_size, config)
-    per_epoch = window_count(epoch_size, config.window_size)
-    last_step = plans[-1].first_step + plans[-1].steps
+        return _scored_as_it_is(adapted.model, chooser, accelerator)
     lengths = np.asarray(rows["length"][:])
     copies = 2 if config.r_drop else 1  # R-Drop's batches hold each example twice
-
-    def window_of(step: int) -> np.ndarray:
-        window = window_indices(epoch_size, config.window_size, seed, step)
-        return window if mixture is None else mixture.rows(window, step // per_epoch)
-
-    def my_batches(flat: bool, step: int, budget: int) -> list[tuple[Batch, bool]]:
-        window = window_of(step)
-        own = lengths[window]
-        return _my_batches(rows, window, own, functions.train_batch, budget, accelerator, flat, copies)
+    windows = Windows(rows, lengths, config.window_size, seed, mixture, functions.train_batch, copies, accelerator)
+    plans = plan_stages(adapted.stages, windows.epoch_size, config)
+    last_step = plans[-1].end
 
     adapted.model.to(accelerator.device)
     names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
     if accelerator.num_processes > 1:
-        _run_all_layers(adapted.model, progress)
-    if config.activation_checkpointing:
-        _checkpoint_activations(adapted.model)
+        run_all_layers(adapted.model, progress)
     start = {id(p): p.detach().clone() for p in adapted.parts.body} if config.l2_sp else {}
-    state = RunState()
-    schedule_began = 0.0  # seconds of training before the schedule of the stage
+    state = _first_state(folder, adapted.model, accelerator)
     if folder.resume_from is not None:
-        checkpoint.check_identity(folder.resume_from, folder.identity)
-        state = checkpoint.load_state(folder.resume_from)
-        checkpoint.load_checkpoint(folder.resume_from, adapted.model, None, accelerator)
         progress.note(f"continuing after step {state.step} of {last_step}")
-    if state.processes[-1:] != (accelerator.num_processes,):
-        state = replace(state, processes=(*state.processes, accelerator.num_processes))
+    selection = ModelSelection(
+        chooser, names, windows.per_epoch, config.average_checkpoints, folder.checkpoints, accelerator, progress
+    )
     layers = CompiledLayers(adapted.parts.layer_modules, config.compile, accelerator, progress.note)
-    log_file = _open_log(folder.log, state.step, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    schedule_began = 0.0  # seconds of training before the schedule of the stage
     budget = 0
     model: Any = None
-    with log_file as log, window_by_window() as notice, closing(layers):
+    with (
+        activation_checkpointing(adapted.model, config.activation_checkpointing),
+        open_log(folder.log, state.step, accelerator.is_main_process) as log,
+        window_by_window() as notice,
+        closing(layers),
+    ):
+        if accelerator.is_main_process:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
         for plan in plans:
             if features is not None:
                 features.begin(plan.stage)
             if plan.first_step == plan.schedule_first and state.step >= plan.first_step:
-                schedule_began = _seconds_at(plan.schedule_first, state)
-            if state.stopped_early or state.step >= plan.first_step + plan.steps or _time_is_up(state, config):
+                schedule_began = seconds_at(plan.schedule_first, state)
+            if state.stopped_early or state.step >= plan.end or _time_is_up(state, config):
                 continue
             if state.step == plan.first_step:
                 state = replace(state, bad_validations=0)
-            model, optimizer = _prepare(adapted, plan.stage, names, config, start, accelerator)
+            if model is not None:
+                accelerator.free_memory()  # of the stage before
+            model, optimizer = prepare_stage(adapted, plan.stage, names, config, start, accelerator)
             flat = not find_stacks(model).reason
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
-            layers.begin(plan.first_step + plan.steps - state.step)
+            layers.begin(plan.end - state.step)
             wanted = config.tokens_per_micro_batch
             whole = lengths * copies
-            budget = wanted if wanted != "auto" else _own_budget(model, rows, whole, functions, accelerator, progress)
+            budget = wanted if wanted != "auto" else own_budget(model, rows, whole, functions, accelerator, progress)
             budget = min(budget, state.most_tokens or budget)
-            end = plan.first_step + plan.steps
-            ahead = Ahead(partial(my_batches, flat))
-            for step in range(state.step, end):
+            ahead = Ahead(partial(windows.batches, flat))
+            for step in range(state.step, plan.end):
                 here(f"training, step {step + 1} of {last_step}")
                 started = time.perf_counter()
                 torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
-                in_schedule = _position(state, plan, step, schedule_began, config)
+                in_schedule = position_of(step, plan, state, schedule_began, config)
                 factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
                 learning_rate = set_rate(optimizer, factor)
                 sums = None
@@ -283,58 +175,47 @@ def train(
                     try:
                         sums = learn_window(
                             model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator,
-                            least_batch=lambda: functions.train_batch(rows[lengths.argsort()[:1]]),
-                            meanwhile=partial(ahead.prepare, step + 1, budget) if step + 1 < end else None,
+                            least_batch=windows.least_batch,
+                            meanwhile=partial(ahead.prepare, step + 1, budget) if step + 1 < plan.end else None,
                         )  # fmt: skip
                     except WindowTooLarge as error:
-                        budget = _cut_in_half(budget, lengths[window_of(step)], error, progress)
+                        budget = cut_in_half(budget, lengths[windows.indices(step)], error, progress)
                         state = replace(state, most_tokens=budget)
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
                 seconds = _agreed(time.perf_counter() - started, config, accelerator)
                 layers.learnt(seconds, sums.tokens)
                 state = _count(state, step + 1, sums, seconds)
-                _log_step(log, listener, step + 1, learning_rate, seconds, sums)
+                log_step(log, listener, step + 1, learning_rate, seconds, sums)
                 progress.advance(sums.loss, learning_rate, sums.examples)
                 if state.skipped_in_a_row >= BAD_WINDOWS_IN_A_ROW:
                     raise RunError(_never_finite(state, sums, folder.checkpoints))
-                due = config.validation_steps or per_epoch
                 time_is_up = _time_is_up(state, config)
-                if state.step % due == 0 or state.step == last_step or time_is_up:
+                over = time_is_up or state.step == last_step
+                if over or state.step % (config.validation_steps or windows.per_epoch) == 0:
                     patience = config.patience if plan is plans[-1] or not plan.stage.own_schedule else 0
-                    state = _validate(
-                        state, model, chooser, names, per_epoch, patience, config, folder, accelerator, progress
-                    )
+                    state = selection.validate(state, model, patience)
                     if listener is not None:
                         listener.validated(state.history[-1])
                     adapted.set_train_mode(accelerator.unwrap_model(model))
+                    over = over or state.stopped_early
                 taken = notice.given(accelerator)
-                over = state.stopped_early or time_is_up or state.step == last_step
                 if taken or _is_kept(state, over, config, accelerator):
-                    _flush(log)
+                    flush_log(log)
                     checkpoint.save_checkpoint(
-                        folder.checkpoints,
-                        model,
-                        names,
-                        optimizer,
-                        state,
-                        folder.identity,
-                        config.keep_checkpoints,
+                        folder.checkpoints, model, names, optimizer, state, folder.identity, config.keep_checkpoints,
                         accelerator,
-                    )
+                    )  # fmt: skip
                 if taken:
                     notice.leave(state.step, last_step)
                 if over:
                     break
     if model is None:  # continued after its last step: it is scored in the precision that it learnt in
-        _prepare(adapted, plans[-1].stage, names, config, start, accelerator)
-    selection = _restore(state, adapted.model, chooser, config, folder, accelerator)
-    if config.activation_checkpointing:
-        inner = generator_inside(adapted.model)
-        (getattr(inner, "activation_checkpointing_disable", None) or inner.gradient_checkpointing_disable)()
+        prepare_stage(adapted, plans[-1].stage, names, config, start, accelerator)
+    chosen = selection.restore(state, adapted.model)
     if features is not None:
         features.end()
     return TrainResult(
-        selection=selection,
+        selection=chosen,
         steps=state.step,
         history=state.history,
         train_seconds=state.train_seconds,
@@ -345,6 +226,27 @@ def train(
         stopped_early=state.stopped_early,
         tokens_per_micro_batch=budget,
     )
+
+
+def _scored_as_it_is(model: nn.Module, chooser: Chooser, accelerator: Accelerator) -> TrainResult:
+    """Of a model of which the loop trains nothing."""
+    fixed: nn.Module = model.to(accelerator.device)
+    if not isinstance(fixed, LayerProbe):  # whose head is solved in full precision, and validated so
+        fixed = accelerator.prepare_model(fixed, evaluation_mode=True)
+    value = chooser.validate(fixed)
+    return not_by_the_loop(Selection("nothing is chosen", chooser.metric, 0, value), 0.0, 0)
+
+
+def _first_state(folder: RunFolder, model: nn.Module, accelerator: Accelerator) -> RunState:
+    """Where training begins; where it is continued, the model gets the parameters of its checkpoint."""
+    state = RunState()
+    if folder.resume_from is not None:
+        checkpoint.check_identity(folder.resume_from, folder.identity)
+        state = checkpoint.load_state(folder.resume_from)
+        checkpoint.load_checkpoint(folder.resume_from, model, None, accelerator)
+    if state.processes[-1:] != (accelerator.num_processes,):
+        state = replace(state, processes=(*state.processes, accelerator.num_processes))
+    return state
 
 
 def not_by_the_loop(selection: Selection, seconds: float, examples: int) -> TrainResult:
@@ -493,187 +395,8 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _own_budget(
-    model: nn.Module,
-    rows: Dataset,
-    lengths: np.ndarray,
-    functions: TaskFunctions,
-    accelerator: Accelerator,
-    progress: ProgressBar,
-) -> int:
-    """Tokens that go through the model at once, equal on all processes; on a GPU as many as memory holds."""
-    if accelerator.device.type != "cuda" or getattr(accelerator, "is_fsdp2", False):
-        return ON_HOST
-    module = accelerator.unwrap_model(model)  # no exchange with other processes while each tries for itself
-    learning = [p for p in module.parameters() if p.requires_grad]
-
-    def run(chosen: np.ndarray) -> None:
-        batch = functions.train_batch(rows[chosen])
-        sent = send_batch(batch, accelerator.device)
-        with flattened(module, *real_tokens(batch)):  # around the backward too: layers may be run again in it
-            with accelerator.autocast():
-                loss = functions.loss_function(module(**sent.inputs), sent).loss_sum
-            torch.autograd.grad(loss, learning, allow_unused=True)
-
-    own = measured_budget(lengths, run, sum(p.nbytes for p in learning), accelerator.device)
-    found = min(gather_object([own]))
-    progress.note(f"micro-batches of at most {found:,} tokens, from the free memory of the GPU")
-    return found
-
-
-def _cut_in_half(budget: int, lengths: np.ndarray, error: WindowTooLarge, progress: ProgressBar) -> int:
-    """Half of the tokens that the window's largest micro-batch may have had.
-
-    The window is then learnt from once more, with the same gradient up to dropout, whose draws go by micro-batch.
-
-    Raises:
-        RunError: the longest example is alone already.
-    """
-    had = min(budget, int(lengths.sum()))
-    if had <= lengths.max():
-        raise RunError(
-            f"out of memory with one example of {int(lengths.max())} tokens: lower --data.max_length, turn on "
-            f"--train.activation_checkpointing, or take a smaller checkpoint ({error})."
-        ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    progress.note(f"out of memory: the window is cut into micro-batches of {had // 2} tokens from here on")
-    return had // 2
-
-
-def drop_unused(adapted: Adapted, batch: Batch, loss_function: LossFunction, progress: ProgressBar) -> tuple[str, ...]:
-    """Freeze parameters that the loss does not reach and return the names of those that learn.
-
-    A pooler that the head ignores would make DDP wait for a gradient that never comes, and would be counted as
-    trained. One small backward in eval mode finds them.
-
-    Raises:
-        RunError: the loss reaches no parameter at all.
-    """
-    model = adapted.model
-    model.eval()
-    sent = send_batch(batch, next(model.parameters()).device)
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    loss = loss_function(model(**sent.inputs), sent).loss_sum
-    gradients = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
-    unused = [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
-    if len(unused) == len(learning):
-        raise RunError(f"the loss reaches none of the {len(learning)} trainable parameters: nothing would be learnt.")
-    for name in unused:
-        learning[name].requires_grad_(False)
-    if unused:
-        progress.note(
-            f"{len(unused)} parameters take no part in the output and stay as they are: {', '.join(unused[:4])}"
-        )
-    return tuple(name for name in learning if name not in set(unused))
-
-
-def _checkpoint_activations(model: nn.Module) -> None:
-    """Let each layer compute its activations once more in the backward pass instead of keeping them (Chen 2016).
-
-    Raises:
-        RunError: the architecture does not offer it.
-    """
-    inner = generator_inside(model)
-    if not inner.supports_gradient_checkpointing:
-        raise RunError(f"--train.activation_checkpointing: {inner.config.model_type} does not offer it; turn it off.")
-    # the lowest transformers knows the older name only, of which the newest warns
-    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
-    device = next(inner.parameters()).device
-    enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), quick_dropout(device))})
-
-
-def _run_all_layers(model: nn.Module, progress: ProgressBar) -> None:
-    """Turn LayerDrop off (M2M100 comes with it): processes that leave out different layers wait for each other's
-    gradients in vain."""
-    dropping = [module for module in model.modules() if getattr(module, "layerdrop", 0.0)]
-    for module in dropping:
-        module.layerdrop = 0.0  # type: ignore[assignment]
-    if dropping:
-        progress.note("layers are not left out at random (LayerDrop): processes must all run the same ones")
-
-
-def _prepare(
-    adapted: Adapted,
-    stage: Stage,
-    names: Collection[str],
-    config: TrainConfig,
-    start: Mapping[int, torch.Tensor],
-    accelerator: Accelerator,
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer of a stage, wrapped for the processes; ``names`` are those that learn in any stage.
-
-    ``start``: the body's parameters before training by ``id``, where ``l2_sp`` pulls towards them.
-    """
-    if accelerator._models:  # of an earlier stage or run; a collection looks at every object there is, for 0.3 s
-        accelerator.free_memory()
-    module = accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)  # an earlier stage may have wrapped it
-    # accelerate would take a module that an earlier stage prepared for ready, and leave autocast out
-    module.__dict__.pop("_is_accelerate_prepared", None)
-    in_stage = {id(p) for p in stage.trainable}
-    for name, p in module.named_parameters():
-        p.requires_grad_(name in names and id(p) in in_stage)
-    groups = [
-        group | {"params": [p for p in group["params"] if p.requires_grad]}
-        for group in parameter_groups(adapted, stage, config)
-    ]
-    optimizer = build_optimizer([group for group in groups if group["params"]], config)
-    if start:
-        known = {p: start[id(p)] for group in groups for p in group["params"] if id(p) in start}
-        pull_to_start(optimizer, known, config.l2_sp)
-    model, optimizer = accelerator.prepare(module, optimizer)
-    adapted.set_train_mode(accelerator.unwrap_model(model))
-    return model, optimizer
-
-
-def _my_batches(
-    rows: Dataset,
-    window: np.ndarray,
-    lengths: np.ndarray,
-    make_batch: Callable[..., Batch],
-    budget: int,
-    accelerator: Accelerator,
-    flat: bool,
-    copies: int = 1,
-) -> list[tuple[Batch, bool]]:
-    """This process's micro-batches of a window, each with whether it counts (see ``learn_window``).
-
-    ``budget``: tokens of a micro-batch, which holds each example ``copies`` times; ``flat``: the layers see real tokens
-    only.
-    """
-    shares = share_window(lengths, accelerator.num_processes)
-    cuts = [cut_window(lengths[share], budget // copies, flat) for share in shares]
-    share = shares[accelerator.process_index]
-    columns = rows[window[share]]  # one read for the window
-    batches = [
-        (make_batch({name: [values[i] for i in piece] for name, values in columns.items()}), True)
-        for piece in cuts[accelerator.process_index]
-    ]
-    # sharded parameters are gathered by all processes in each forward, so all must make the same number of them
-    needed = max(len(cut) for cut in cuts) if getattr(accelerator, "is_fsdp2", False) else 1
-    if len(batches) < needed:
-        filler = (make_batch(rows[window[:1]]), False)
-        batches = [filler] * (needed - len(batches)) + batches
-    return batches
-
-
 def _time_is_up(state: RunState, config: TrainConfig) -> bool:
     return config.max_seconds is not None and state.train_seconds >= config.max_seconds
-
-
-def _seconds_at(step: int, state: RunState) -> float:
-    """Seconds of training before ``step``; of a run that was continued in mid-stage, as if all steps took as long."""
-    return state.train_seconds * step / state.step if state.step else 0.0
-
-
-def _position(state: RunState, plan: StagePlan, step: int, schedule_began: float, config: TrainConfig) -> int:
-    """Where a step stands in its schedule; with a limit of seconds, as far on as the clock is, if that is further."""
-    in_schedule = step - plan.schedule_first
-    if config.max_seconds is None:
-        return in_schedule
-    elapsed = (state.train_seconds - schedule_began) / max(config.max_seconds - schedule_began, 1e-9)
-    by_clock = int(plan.schedule_steps * min(1.0, elapsed))
-    return max(in_schedule, min(by_clock, plan.schedule_steps - 1))
 
 
 def _agreed(seconds: float, config: TrainConfig, accelerator: Accelerator) -> float:
@@ -708,69 +431,6 @@ def _count(state: RunState, step: int, sums: WindowSums, seconds: float) -> RunS
     )
 
 
-def _validate(
-    state: RunState,
-    model: nn.Module,
-    chooser: Chooser,
-    names: tuple[str, ...],
-    per_epoch: int,
-    patience: int,
-    config: TrainConfig,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    progress: ProgressBar,
-) -> RunState:
-    """Score validation, keep the parameters if they are the best so far, and decide whether to stop."""
-    started = time.perf_counter()
-    value = chooser.validate(model)
-    epoch = round(state.step / per_epoch, 3)
-    seconds = time.perf_counter() - started
-    record = {"step": state.step, "epoch": epoch, "metric": chooser.metric, "value": value, "seconds": seconds}
-    state = replace(state, history=(*state.history, record))
-    progress.note(f"step {state.step}  epoch {epoch:g}  validation {chooser.metric} {value:.4f}")
-    if config.average_checkpoints:
-        kept = [item["step"] for item in state.history[-config.average_checkpoints :]]
-        checkpoint.save_for_average(folder.checkpoints, model, names, kept, accelerator)
-    if chooser.rule == "last":
-        return state
-    # of several that are undefined the last is kept, as where nothing is chosen
-    if state.best_step < 0 or math.isnan(state.best_value) or chooser.better(value, state.best_value):
-        checkpoint.save_best(folder.checkpoints, model, names, state.step, accelerator)
-        return replace(state, best_step=state.step, best_value=value, bad_validations=0)
-    bad = state.bad_validations + 1
-    stop = bool(patience) and bad >= patience
-    if stop:
-        progress.note(f"stopping early: no better {chooser.metric} in {bad} validations")
-    return replace(state, bad_validations=bad, stopped_early=stop)
-
-
-def _restore(
-    state: RunState,
-    model: nn.Module,
-    chooser: Chooser,
-    config: TrainConfig,
-    folder: RunFolder,
-    accelerator: Accelerator,
-) -> Selection:
-    """Put the best step's parameters back, and see that they score what was recorded; or the mean of the last ones."""
-    if config.average_checkpoints and state.history:
-        steps = [item["step"] for item in state.history[-config.average_checkpoints :]]
-        checkpoint.load_average(folder.checkpoints, model, steps, accelerator)
-        rule = f"mean of the weights at the last {len(steps)} validations"
-        return Selection(rule, chooser.metric, state.step, chooser.validate(model))
-    if chooser.rule == "last" or state.best_step == state.step:
-        value = state.history[-1]["value"] if state.history else math.nan
-        return Selection(chooser.rule, chooser.metric, state.step, value)
-    checkpoint.load_best(folder.checkpoints, model, state.best_step, accelerator)
-    again = chooser.validate(model)
-    if not math.isclose(again, state.best_value, rel_tol=1e-4, abs_tol=1e-6):
-        raise RunError(
-            f"the parameters of step {state.best_step} were put back, but score {chooser.metric} {again} where "
-            f"{state.best_value} was recorded: {folder.checkpoints / 'best'} is not what was saved."
-        )
-    return Selection(chooser.rule, chooser.metric, state.best_step, state.best_value)
-
-
 def _never_finite(state: RunState, sums: WindowSums, checkpoints: Path) -> str:
     whole, _ = checkpoint.find_checkpoint_to_resume(checkpoints, "auto")
     last = f"The last good checkpoint is {whole}." if whole else "No checkpoint was written."
@@ -780,52 +440,3 @@ def _never_finite(state: RunState, sums: WindowSums, checkpoints: Path) -> str:
         f"examples begin with {ids}; log.jsonl has all): lower --train.learning_rate, or use --train.precision fp32. "
         f"{last}"
     )
-
-
-def _open_log(path: Path, step: int, is_main: bool) -> Any:
-    """The step log, cut back to ``step`` when a run continues; a sink on other processes."""
-    if not is_main:
-        return nullcontext(None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = 0
-    if step and path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            kept += len(line)
-    with path.open("ab") as file:
-        file.truncate(kept)  # in place: a process killed while it rewrites the file would leave none of it
-    return path.open("a", encoding="utf-8", buffering=1)
-
-
-def _flush(log: TextIO | None) -> None:
-    """To the disk: a checkpoint must not outlive the log of the steps before it."""
-    if log is not None:
-        os.fsync(log.fileno())
-
-
-def _log_step(
-    log: TextIO | None,
-    listener: Listener | None,
-    step: int,
-    learning_rate: float,
-    seconds: float,
-    sums: WindowSums,
-) -> None:
-    if log is None:
-        return
-    record: dict[str, Any] = {
-        "step": step,
-        "loss": sums.loss,
-        "learning_rate": learning_rate,
-        "gradient_norm": sums.gradient_norm,
-        "examples": sums.examples,
-        "tokens": sums.tokens,
-        "padding_tokens": sums.padding_tokens,
-        "seconds": round(seconds, 6),
-    }
-    if not sums.stepped:
-        record |= {"skipped": True, "example_ids": sorted(sums.not_finite)}
-    log.write(json.dumps(record) + "\n")
-    if listener is not None:
-        listener.learnt(record)

@@ -33,7 +33,7 @@ from hf_transfer.tasks import TaskFunctions
 from hf_transfer.tasks.translation import tagged
 
 if TYPE_CHECKING:
-    from hf_transfer.train import ProgressBar
+    from hf_transfer.step_log import ProgressBar
 
 SCRATCH = re.compile(r"scratch:(marian-\w+)")
 TOKENS_PER_DATASTORE_BATCH = 4096

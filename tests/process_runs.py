@@ -35,7 +35,7 @@ from tiny_translation import make_translation_checkpoint
 from toy import sentence_pairs, write_reviews
 
 import hf_transfer as ht
-from hf_transfer import artefact, cli, compare_runs, compiled, launch, page, train, watch
+from hf_transfer import artefact, before_training, cli, compare_runs, compiled, launch, page, train, watch
 from hf_transfer.cli import exit_codes
 from hf_transfer.config import RunConfig
 from hf_transfer.errors import InputError, RunError
@@ -181,7 +181,7 @@ def outcome(config: RunConfig, processes: int) -> dict[str, Any]:
 def record(config: RunConfig) -> None:
     """Run, and write down every gradient that the optimizer was given, and the predictions."""
     gradients: list[torch.Tensor] = []
-    build = train.build_optimizer
+    build = before_training.build_optimizer
 
     def build_recorded(*given: Any) -> torch.optim.Optimizer:
         optimizer = build(*given)
@@ -189,7 +189,7 @@ def record(config: RunConfig) -> None:
         optimizer.register_step_pre_hook(lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in parameters])))
         return optimizer
 
-    train.build_optimizer = build_recorded
+    before_training.build_optimizer = build_recorded
     result = page.run(config)
     seen = {
         "gradients": gradients,

@@ -21,6 +21,7 @@ from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
 from hf_transfer.artefact import save_artefact, write_model
+from hf_transfer.before_training import drop_unused
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig
 from hf_transfer.errors import RunError
 from hf_transfer.languages import CONVENTIONS, prepare_generation
@@ -28,7 +29,7 @@ from hf_transfer.loading import METADATA_SCHEMA, LoadedModel, load
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, Pretrained
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import drop_unused, learn_window
+from hf_transfer.train import learn_window
 
 TASK = TASKS["classification"]
 TEXTS = ("the book was good", "a dry soup and a broken blade edge , not good", "app")

@@ -10,7 +10,7 @@ from hf_transfer.adapt.base import Stage
 from hf_transfer.compare_runs import Texts, plan_runs
 from hf_transfer.config import AdaptConfig, CompareConfig, DataConfig, ModelConfig, TrainConfig
 from hf_transfer.errors import InputError
-from hf_transfer.train import plan_stages
+from hf_transfer.schedule import plan_stages
 
 
 @pytest.fixture

@@ -25,10 +25,11 @@ from hf_transfer.decoding import decode
 from hf_transfer.feature_store import FeatureStore
 from hf_transfer.features import StoredFeatures, stored_features
 from hf_transfer.layer_runs import body_key
+from hf_transfer.model_selection import Chooser
 from hf_transfer.predict import predict
 from hf_transfer.records import LabelSpace, Pretrained
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import Chooser, RunFolder, train
+from hf_transfer.train import RunFolder, train
 
 THREE = LabelSpace("single_label", ("a", "b", "c"))
 # where the head reads: of one vector per text only a fraction of the memory is needed

@@ -24,7 +24,7 @@ from hf_transfer.features import stored_features
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.report import read_results
 from hf_transfer.report.plan_console import format_operations, print_plan
-from hf_transfer.train import plan_stages
+from hf_transfer.schedule import plan_stages
 
 HIDDEN, INNER = 16, 24
 """Widths of the tiny checkpoints."""
@@ -101,7 +101,7 @@ def counted_by_torch(config: ht.RunConfig, with_store: bool = False) -> int:
             if features is not None:
                 features.begin(stage.stage)
             rehearsal.mark(run, stage)
-            for step in range(stage.first_step, stage.first_step + stage.steps):
+            for step in range(stage.first_step, stage.end):
                 window = window_indices(len(lengths), config.train.window_size, config.seed, step)
                 for piece in cut_window(lengths[window], config.train.tokens_per_micro_batch // copies, run.flat):
                     batch = run.functions.train_batch(run.encoded.train[window[piece]])

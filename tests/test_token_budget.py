@@ -10,11 +10,12 @@ from test_train import Silent, open_tiny
 from tiny import make_checkpoint
 from toy import encoded_rows
 
-from hf_transfer import train
+from hf_transfer import token_budget
+from hf_transfer.before_training import activation_checkpointing
 from hf_transfer.command_line import load_config
 from hf_transfer.errors import InputError
 from hf_transfer.on_device import forget_peak, peak_bytes
-from hf_transfer.token_budget import LEAST, MOST, ON_HOST, TRIED, measured_budget, trial_rows
+from hf_transfer.token_budget import LEAST, MOST, ON_HOST, TRIED, measured_budget, own_budget, trial_rows
 
 FIXED, EACH, GRADIENTS = 7_000_000, 3_000, 20_000_000
 LENGTHS = np.random.default_rng(5).integers(5, 300, 4000)
@@ -93,14 +94,12 @@ def test_the_most_memory_of_a_run_is_not_forgotten_when_a_trial_is_measured(monk
 def test_on_a_cpu_and_where_parameters_are_shared_it_is_a_number(tmp_path, shared):
     device = torch.device("cuda" if shared else "cpu")
     accelerator = SimpleNamespace(device=device, is_fsdp2=shared)
-    assert train._own_budget(None, None, LENGTHS, None, accelerator, None) == ON_HOST == 8192
+    assert own_budget(None, None, LENGTHS, None, accelerator, None) == ON_HOST == 8192
 
 
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
-def test_trying_leaves_no_gradient_and_all_processes_take_the_least(tmp_path, monkeypatch, activation_checkpointing):
+@pytest.mark.parametrize("computed_again", [False, True])
+def test_trying_leaves_no_gradient_and_all_processes_take_the_least(tmp_path, monkeypatch, computed_again):
     pretrained, adapted, functions = open_tiny(make_checkpoint(tmp_path), "freeze")
-    if activation_checkpointing:
-        train._checkpoint_activations(adapted.model)
     adapted.model.train()
     rows = encoded_rows(12, len(pretrained.tokenizer), 3)
     learning = sum(p.nbytes for p in adapted.model.parameters() if p.requires_grad)
@@ -115,12 +114,13 @@ def test_trying_leaves_no_gradient_and_all_processes_take_the_least(tmp_path, mo
         unwrap_model=lambda model: model,
         autocast=nullcontext,
     )
-    monkeypatch.setattr(train, "measured_budget", measured)
-    monkeypatch.setattr(train, "send_batch", lambda batch, device: batch)
-    monkeypatch.setattr(train, "gather_object", lambda own: [9000, *own, 7000])
+    monkeypatch.setattr(token_budget, "measured_budget", measured)
+    monkeypatch.setattr(token_budget, "send_batch", lambda batch, device: batch)
+    monkeypatch.setattr(token_budget, "gather_object", lambda own: [9000, *own, 7000])
     notes = Silent()
     lengths = np.asarray(rows["length"])
-    assert train._own_budget(adapted.model, rows, lengths, functions, accelerator, notes) == 5000
+    with activation_checkpointing(adapted.model, computed_again):
+        assert own_budget(adapted.model, rows, lengths, functions, accelerator, notes) == 5000
     assert notes.notes == ["micro-batches of at most 5,000 tokens, from the free memory of the GPU"]
     assert all(p.grad is None for p in adapted.model.parameters())
 

@@ -4,9 +4,7 @@ import copy
 import itertools
 import json
 import math
-import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,25 +21,15 @@ from toy import encoded_rows, launch_two
 from transformers import AutoModelForSequenceClassification
 
 from hf_transfer.adapt import apply_strategy
-from hf_transfer.adapt.base import Stage
 from hf_transfer.batching import cut_window, share_window, window_indices
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.flattened import find_stacks
+from hf_transfer.model_selection import Chooser
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
-from hf_transfer.records import LabelSpace, RunState
+from hf_transfer.records import LabelSpace, RunState, WindowSums
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import (
-    Chooser,
-    RunFolder,
-    WindowSums,
-    _count,
-    _open_log,
-    _run_all_layers,
-    learn_window,
-    plan_stages,
-    train,
-)
+from hf_transfer.train import RunFolder, _count, learn_window, train
 
 LABELS = {
     "single_label": LabelSpace("single_label", ("a", "b", "c")),
@@ -243,24 +231,6 @@ def test_the_log_has_one_record_per_step(checkpoint, tmp_path):
     assert sum(line["tokens"] for line in lines) == result.tokens
     expected = {"step", "loss", "learning_rate", "gradient_norm", "examples", "tokens", "padding_tokens", "seconds"}
     assert set(lines[0]) == expected
-
-
-def test_the_log_of_a_continued_run_is_never_without_the_steps_behind_it(tmp_path):
-    """A process that is killed while the log is cut back must not leave it empty."""
-    path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
-    opened, watching = [], True
-    sys.addaudithook(
-        lambda event, given: opened.append(given[2]) if watching and event == "open" and given[0] == str(path) else None
-    )
-    with _open_log(path, 2, True) as log:
-        log.write('{"step": 3}\n')
-    watching = False
-    assert opened and not any(flags & os.O_TRUNC for flags in opened)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    with _open_log(path, 0, True):
-        pass
-    assert path.read_text() == "", "a run that starts afresh has a log of its own"
 
 
 def test_a_window_without_finite_gradient_is_skipped_counted_and_in_the_end_stops(checkpoint, tmp_path):
@@ -470,32 +440,6 @@ def test_parameters_that_the_output_does_not_use_are_frozen_and_named(checkpoint
     assert progress.notes[0] == "1 parameters take no part in the output and stay as they are: idle"
 
 
-def test_stages_are_laid_end_to_end():
-    head, thaw, rest = Stage("head", (), 1.0, own_schedule=True), Stage("thaw 0", (), 1.0), Stage("thaw 1", ())
-    plans = plan_stages((head, thaw, rest), 100, TrainConfig(epochs=3, window_size=10))
-    assert [(p.first_step, p.steps, p.schedule_first, p.schedule_steps) for p in plans] == [
-        (0, 10, 0, 10),
-        (10, 10, 10, 30),
-        (20, 20, 10, 30),
-    ]
-    plans = plan_stages((thaw, thaw, rest), 100, TrainConfig(epochs=1, window_size=10))
-    assert [(p.first_step, p.steps) for p in plans] == [(0, 10)]
-
-
-@pytest.mark.parametrize(("steps", "expected"), [(30, [(0, 10), (10, 20)]), (8, [(0, 4), (4, 4)]), (1, [(0, 1)])])
-def test_steps_that_were_asked_for_hold_the_stage_of_the_head(steps, expected):
-    stages = (Stage("head", (), 1.0, own_schedule=True), Stage("rest", ()))
-    plans = plan_stages(stages, 100, TrainConfig(max_steps=steps, window_size=10))
-    assert [(p.first_step, p.steps) for p in plans] == expected
-    assert plans[-1].schedule_steps == expected[-1][1]
-
-
-@pytest.mark.parametrize(("epochs", "steps"), [(1.1, 110), (0.07, 7), (0.071, 8), (0.001, 1)])
-def test_part_of_an_epoch_is_as_many_windows_as_arithmetic_says(epochs, steps):
-    (plan,) = plan_stages((Stage("all", ()),), 1000, TrainConfig(epochs=epochs, window_size=10))
-    assert plan.steps == steps
-
-
 # a limit of seconds
 
 
@@ -669,14 +613,3 @@ def test_what_learns_nothing_is_scored_in_the_precision_of_the_others(checkpoint
     chooser = Chooser("last", "accuracy", True, validate)
     train(adapted, None, functions, chooser, in_half_precision(), TrainConfig(), folder, 0, Silent())
     assert kinds == [torch.bfloat16]
-
-
-def test_several_processes_run_all_layers(tmp_path):
-    pretrained, _, _ = open_tiny(make_checkpoint(tmp_path, "bart"))
-    pretrained.model.model.encoder.layerdrop = 0.5
-    said = Silent()
-    _run_all_layers(pretrained.model, said)
-    assert not any(getattr(module, "layerdrop", 0.0) for module in pretrained.model.modules())
-    assert len(said.notes) == 1
-    _run_all_layers(pretrained.model, said)
-    assert len(said.notes) == 1

@@ -28,10 +28,12 @@ from hf_transfer.dropout import QuickDropout
 from hf_transfer.errors import RunError
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.folder import open_run_folder, run_identity
+from hf_transfer.model_selection import Chooser
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, RunState
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import Chooser, RunFolder, _my_batches, _seed_of, learn_window, train
+from hf_transfer.train import RunFolder, _seed_of, learn_window, train
+from hf_transfer.windows import own_batches
 
 SMOOTHING = {"classification": 0.0, "translation": 0.1}
 LABELS = {
@@ -274,7 +276,7 @@ def test_the_loss_of_r_drop_is_that_of_two_passes_with_their_own_dropout(task, b
     course = Course(task, folders[task], config, dropout=0.3)
     window = window_indices(len(course.rows), 6, SEED, 0)
     lengths = np.asarray(course.rows["length"])[window]
-    made = _my_batches(course.rows, window, lengths, course.functions.train_batch, budget, Accelerator(), True, 2)
+    made = own_batches(course.rows, window, lengths, course.functions.train_batch, budget, Accelerator(), True, 2)
     batches = [batch for batch, _ in made]
     assert (len(batches) > 1) == (budget == 60)
     assert sum(batch.target_count for batch in batches) * 2 == sum(int((b.labels != -100).sum()) for b in batches)
@@ -330,7 +332,7 @@ def test_a_micro_batch_of_r_drop_holds_both_copies_within_the_budget(folders):
     window = np.arange(len(course.rows))
     lengths = np.asarray(course.rows["length"])
     for flat in (False, True):
-        batches = _my_batches(course.rows, window, lengths, course.functions.train_batch, 120, Accelerator(), flat, 2)
+        batches = own_batches(course.rows, window, lengths, course.functions.train_batch, 120, Accelerator(), flat, 2)
         sizes = [batch.tokens if flat else batch.inputs["input_ids"].numel() for batch, _ in batches]
         assert 30 < max(sizes) <= 120
 

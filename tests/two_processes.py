@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from test_train import Recorder, open_tiny
 from toy import encoded_rows
 
-from hf_transfer.train import _my_batches, learn_window
+from hf_transfer.train import learn_window
+from hf_transfer.windows import own_batches
 
 checkpoint, target, *counts = sys.argv[1:]
 found = {}
@@ -19,7 +20,7 @@ for count in map(int, counts):
     recorder = Recorder(adapted.model.parameters(), lr=1.0)
     model, optimizer = accelerator.prepare(adapted.model, recorder)
     lengths = np.asarray(rows["length"])
-    batches = _my_batches(rows, np.arange(count), lengths, functions.make_batch, 40, accelerator, True)
+    batches = own_batches(rows, np.arange(count), lengths, functions.make_batch, 40, accelerator, True)
     sums = learn_window(model, batches, functions.loss_function, optimizer, 0.0, accelerator)
     assert accelerator.num_processes == 2
     found[count] = {"gradients": recorder.seen, "examples": sums.examples}

@@ -12,7 +12,8 @@ import hf_transfer.launch
 import hf_transfer.train
 from hf_transfer import load_config
 from hf_transfer.page import run
-from hf_transfer.train import WindowSums, learn_window
+from hf_transfer.records import WindowSums
+from hf_transfer.train import learn_window
 
 PLUGIN = FullyShardedDataParallelPlugin(
     fsdp_version=2,

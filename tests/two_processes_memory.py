@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from test_train_options import PLAIN, SEED, Course, Notes
 
 from hf_transfer.errors import RunError
-from hf_transfer.train import Chooser, RunFolder, train
+from hf_transfer.model_selection import Chooser
+from hf_transfer.train import RunFolder, train
 
 checkpoint, folder, moment, tokens = sys.argv[1:]
 # unsynchronised: several micro-batches, of which the last alone exchanges gradients; synchronised: there is one

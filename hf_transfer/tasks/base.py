@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
 
+LossFunction = Callable[[Any, Batch], LossSum]
+"""From a model's outputs and the batch that they belong to."""
+
 
 @dataclass(frozen=True)
 class TaskFunctions:
@@ -22,7 +25,7 @@ class TaskFunctions:
 
     make_batch: Callable[[Mapping[str, Sequence[Any]]], Batch]
     """Pad encoded rows (columns as lists) into one batch."""
-    loss_function: Callable[[Any, Batch], LossSum]
+    loss_function: LossFunction
     """Summed loss over the batch's targets, from the model's outputs and never from the model's own loss."""
     read_outputs: Callable[[Any], torch.Tensor]
     """What is kept of a forward pass for scoring: [batch, classes] probabilities, or [batch, 1] values."""

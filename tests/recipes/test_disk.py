@@ -63,9 +63,9 @@ class FullAt:
 
 @pytest.mark.recipe
 def test_a_log_that_finds_no_place_ends_the_run_in_words_and_the_run_can_be_continued(config, monkeypatch):
-    folder, real = Path(config.output_dir), train._open_log
+    folder, real = Path(config.output_dir), train.open_log
     with monkeypatch.context() as patched:
-        patched.setattr(train, "_open_log", lambda *given: FullAt(real(*given), 10))
+        patched.setattr(train, "open_log", lambda *given: FullAt(real(*given), 10))
         with pytest.raises(ht.RunError, match=r"No space left.*step-8 is complete: mend the disk and go on with"):
             ht.run(config)
     assert not (folder / "results.json").exists()
