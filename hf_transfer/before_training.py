@@ -88,7 +88,7 @@ def prepare_stage(
     adapted: Adapted,
     stage: Stage,
     names: Collection[str],
-    config: TrainConfig,
+    settings: TrainConfig,
     start: Mapping[int, torch.Tensor],
     accelerator: Accelerator,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -104,12 +104,12 @@ def prepare_stage(
         p.requires_grad_(name in names and id(p) in in_stage)
     groups = [
         group | {"params": [p for p in group["params"] if p.requires_grad]}
-        for group in parameter_groups(adapted, stage, config)
+        for group in parameter_groups(adapted, stage, settings)
     ]
-    optimizer = build_optimizer([group for group in groups if group["params"]], config)
+    optimizer = build_optimizer([group for group in groups if group["params"]], settings)
     if start:
         known = {p: start[id(p)] for group in groups for p in group["params"] if id(p) in start}
-        pull_to_start(optimizer, known, config.l2_sp)
+        pull_to_start(optimizer, known, settings.l2_sp)
     model, optimizer = accelerator.prepare(module, optimizer)
     adapted.set_train_mode(accelerator.unwrap_model(model))
     return model, optimizer

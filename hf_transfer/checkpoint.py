@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,27 @@ from hf_transfer.launch import whole_tensor
 from hf_transfer.records import RunState
 
 AVERAGES = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where training leaves its log and checkpoints."""
+
+    log: Path
+    checkpoints: Path
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What must be equal for a checkpoint to be continued from."""
+    resume_from: Path | None = None
+
+    @property
+    def continues_here(self) -> bool:
+        """Whether the run that is continued was made in this folder, so that its log goes on."""
+        return self.resume_from is not None and self.resume_from.parent.resolve() == self.checkpoints.resolve()
+
+    @property
+    def done_steps(self) -> int:
+        """Steps that lie behind a run that is continued."""
+        return load_state(self.resume_from).step if self.resume_from else 0
 
 
 def read_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:

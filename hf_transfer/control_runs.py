@@ -33,12 +33,12 @@ from hf_transfer.records import (
     Selection,
     Text,
     TrainableSummary,
+    not_by_the_loop,
 )
 from hf_transfer.report import build_results, describe_environment
 from hf_transfer.report.examples import describe_calibration, describe_examples
 from hf_transfer.shift import predictions_by_role, score_test
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import not_by_the_loop
 from hf_transfer.translation_run import TranslationExtra, describe_translation, draw_validation, write_translations
 from hf_transfer.watch import met_by_all
 

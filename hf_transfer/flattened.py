@@ -68,6 +68,11 @@ class Stacks:
     reason: str
     """Why the model runs padded; "" where it can be flattened."""
 
+    @property
+    def flat(self) -> bool:
+        """Whether the layers see real tokens only."""
+        return not self.reason
+
 
 # model type -> where in the body the module is that holds the layers, and what it calls them
 _ENCODERS = {

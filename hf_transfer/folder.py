@@ -16,10 +16,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_transfer.checkpoint import check_identity, find_checkpoint_to_resume, flush, load_state
+from hf_transfer.checkpoint import RunFolder, check_identity, find_checkpoint_to_resume, flush, load_state
 from hf_transfer.config import CompareConfig, RunConfig, to_yaml
 from hf_transfer.errors import InputError, NotWritten, RunError
-from hf_transfer.train import RunFolder
 
 OUTPUTS = (
     "results.json",

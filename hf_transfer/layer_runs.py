@@ -41,9 +41,9 @@ from hf_transfer.records import (
     Text,
     TrainableSummary,
     TrainResult,
+    not_by_the_loop,
 )
 from hf_transfer.tasks import TASKS, TaskFunctions
-from hf_transfer.train import not_by_the_loop
 
 
 @dataclasses.dataclass(frozen=True)

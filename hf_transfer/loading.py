@@ -75,7 +75,7 @@ class LoadedModel:
         """Whether layers see the padding of a batch."""
         from hf_transfer.flattened import find_stacks
 
-        return isinstance(self.model, OnnxEngine) or bool(find_stacks(self.model).reason)
+        return isinstance(self.model, OnnxEngine) or not find_stacks(self.model).flat
 
     def _outputs(self, inputs: Any) -> Any:
         """One forward pass; ``inputs`` as the tokenizer pads them."""

@@ -55,7 +55,7 @@ class ModelSelection:
     def validate(self, state: RunState, model: nn.Module, patience: int) -> RunState:
         """Score validation, keep the parameters if they are the best so far, and decide whether to stop.
 
-        ``patience``: validations without a better score after which training stops; 0 for none.
+        All processes call it. ``patience``: validations without a better score after which training stops; 0 for none.
         """
         started = time.perf_counter()
         metric, value = self.chooser.metric, self.chooser.validate(model)
@@ -81,6 +81,8 @@ class ModelSelection:
 
     def restore(self, state: RunState, model: nn.Module) -> Selection:
         """Put the best step's parameters back, and see that they score what was recorded; or the mean of the last ones.
+
+        All processes call it.
 
         Raises:
             RunError: the step that was put back scores otherwise.

@@ -131,12 +131,12 @@ def run(config: RunConfig) -> RunResult:
             if is_main_process():  # no other pushes or tracks, nor needs a token or the packages
                 check_publishing(config)
                 check_trackers(config.report.trackers)
-            adapted = _adapt_and_report(config)
+            finished = _adapt_and_report(config)
             leave_processes()
-    if adapted.results and config.publish.repo_id is not None:
+    if finished.results and config.publish.repo_id is not None:
         publish = config.publish
-        adapted.push_to_hub(str(publish.repo_id), publish.private, publish.revision, publish.create_pr)
-    return adapted
+        finished.push_to_hub(str(publish.repo_id), publish.private, publish.revision, publish.create_pr)
+    return finished
 
 
 def _adapt_and_report(config: RunConfig) -> RunResult:
@@ -148,18 +148,18 @@ def _adapt_and_report(config: RunConfig) -> RunResult:
     store = feature_store(feature_folder(config), config.train.feature_cache_bytes, outlives=saved)
     with disk_failures(output_dir):
         with no_vocabulary_left(config), store as text.shared["features"]:
-            adapted = adapt(config, text)
+            finished = adapt(config, text)
             controls, not_applicable = score_controls(config, text, adapt)
         here("writing the report")
-        if not adapted.results:  # off the main process
-            return adapted
-        results = compare_with_controls(adapted.results, controls, not_applicable, config)
-        shown = surest_mistakes([adapted.results], text) if config.report.show_examples else ()
+        if not finished.results:  # off the main process
+            return finished
+        results = compare_with_controls(finished.results, controls, not_applicable, config)
+        shown = surest_mistakes([finished.results], text) if config.report.show_examples else ()
         said = {"config": results["config"], "notes": not_applicable, "examples_shown": shown}
-        write_report(output_dir, results, join([adapted.results, *controls], **said))
+        write_report(output_dir, results, join([finished.results, *controls], **said))
         print_results(results, output_dir=output_dir)
         drop_unasked_checkpoints(config)
-        return dataclasses.replace(adapted, results=results)
+        return dataclasses.replace(finished, results=results)
 
 
 def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "adapted") -> RunResult:

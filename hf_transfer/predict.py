@@ -67,14 +67,14 @@ def predict(
 
 def batches_to_score(model: nn.Module, lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
     """Row numbers of each batch: with little padding where the layers would see it."""
-    return sorted_batches(lengths, tokens_per_batch, evenly=bool(find_stacks(model).reason))
+    return sorted_batches(lengths, tokens_per_batch, evenly=not find_stacks(model).flat)
 
 
 def scored_padding(model: nn.Module, rows: Dataset, functions: TaskFunctions, evaluate: EvaluateConfig) -> float:
     """Share of the tokens that layers saw of encoded ``rows`` that was padding; of a translation, those of the encoder
     (what the decoder pads is what it writes)."""
     lengths = np.asarray(rows["length"][:])
-    if not find_stacks(model).reason:
+    if find_stacks(model).flat:
         return 0.0
     if functions.translate is not None:
         return padding_fraction(lengths, sorted_batches(lengths, max(1, evaluate.tokens_per_batch // evaluate.beams)))

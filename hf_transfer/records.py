@@ -273,7 +273,7 @@ class TrainResult:
     """Its value is that of the model as it is used, where weights are interpolated or neighbours added afterwards."""
     steps: int
     history: tuple[dict[str, Any], ...]
-    """One record per validation: ``step, epoch, seconds, <metric>``."""
+    """One record per validation: ``step, epoch, metric, value, seconds``."""
     train_seconds: float
     """From the first to the last optimizer step; validation and checkpoint writing excluded."""
     examples: int
@@ -284,6 +284,21 @@ class TrainResult:
     stopped_early: bool
     tokens_per_micro_batch: int = 0
     """The budget in the end: as given, as measured, or halved where memory ran out; 0 where no step was taken."""
+
+
+def not_by_the_loop(selection: Selection, seconds: float, examples: int) -> TrainResult:
+    """What is said of the training of what took no optimizer step."""
+    return TrainResult(
+        selection=selection,
+        steps=0,
+        history=(),
+        train_seconds=seconds,
+        examples=examples,
+        tokens=0,
+        padding_tokens=0,
+        skipped_steps=0,
+        stopped_early=False,
+    )
 
 
 @dataclass(frozen=True)

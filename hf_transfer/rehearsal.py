@@ -58,7 +58,7 @@ class Rehearsal(Prepared):
     @property
     def flat(self) -> bool:
         """Whether the layers see real tokens only."""
-        return not find_stacks(self.adapted.model).reason
+        return find_stacks(self.adapted.model).flat
 
     @property
     def budget(self) -> int:

@@ -23,25 +23,30 @@ class StagePlan:
     schedule_steps: int
 
     @property
+    def begins_schedule(self) -> bool:
+        """Whether it is the first stage of its schedule."""
+        return self.first_step == self.schedule_first
+
+    @property
     def end(self) -> int:
         """The step that comes after it."""
         return self.first_step + self.steps
 
 
-def plan_stages(stages: Sequence[Stage], examples: int, train: TrainConfig) -> tuple[StagePlan, ...]:
+def plan_stages(stages: Sequence[Stage], examples: int, settings: TrainConfig) -> tuple[StagePlan, ...]:
     """Lay the stages end to end.
 
     Stages with their own schedule come on top of ``epochs``; of ``max_steps`` they take a part, at most half of it.
-    Among the others, those that name their epochs take them from what ``train`` asks for, and the last has the rest.
+    Among the others, those that name their epochs take them from what ``settings`` ask for, and the last has the rest.
     """
-    per_epoch = window_count(examples, train.window_size)
-    total = train.max_steps or max(1, steps_of(train.passes, per_epoch))
+    per_epoch = window_count(examples, settings.window_size)
+    total = settings.max_steps or max(1, steps_of(settings.passes, per_epoch))
     plans: list[StagePlan] = []
     step = left = 0
     for stage in stages:
         if stage.own_schedule:
             steps = max(1, steps_of(stage.epochs or 1.0, per_epoch))
-            if train.max_steps is not None:
+            if settings.max_steps is not None:
                 steps = min(steps, total // 2)
                 total -= steps
             if steps:
@@ -64,11 +69,12 @@ def seconds_at(step: int, state: RunState) -> float:
     return state.train_seconds * step / state.step if state.step else 0.0
 
 
-def position_of(step: int, plan: StagePlan, state: RunState, schedule_began: float, config: TrainConfig) -> int:
-    """Where a step stands in its schedule; with a limit of seconds, as far on as the clock is, if that is further."""
+def position_of(step: int, plan: StagePlan, state: RunState, schedule_began: float, settings: TrainConfig) -> int:
+    """Where a step, counted from 0, stands in its schedule; with a limit of seconds, as far on as the clock is, if that
+    is further. ``schedule_began``: seconds of training before the schedule did."""
     in_schedule = step - plan.schedule_first
-    if config.max_seconds is None:
+    if settings.max_seconds is None:
         return in_schedule
-    elapsed = (state.train_seconds - schedule_began) / max(config.max_seconds - schedule_began, 1e-9)
+    elapsed = (state.train_seconds - schedule_began) / max(settings.max_seconds - schedule_began, 1e-9)
     by_clock = int(plan.schedule_steps * min(1.0, elapsed))
     return max(in_schedule, min(by_clock, plan.schedule_steps - 1))

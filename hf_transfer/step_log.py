@@ -37,7 +37,8 @@ class Listener(Protocol):
 
 
 def open_log(path: Path, step: int, is_main: bool) -> Any:
-    """The step log, cut back to ``step`` when a run continues; a sink on other processes."""
+    """The step log, cut back to ``step`` when a run continues: a context that gives the open file, or None off the main
+    process."""
     if not is_main:
         return nullcontext(None)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,7 @@ def log_step(
     seconds: float,
     sums: WindowSums,
 ) -> None:
+    """Write the line of a window, which took so many ``seconds``, and tell ``listener``; without a ``log``, nothing."""
     if log is None:
         return
     record: dict[str, Any] = {

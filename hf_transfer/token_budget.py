@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import nn
 
 from hf_transfer.errors import RunError
@@ -23,6 +23,9 @@ from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.on_device import keep_peak, send_batch
 from hf_transfer.step_log import ProgressBar
 from hf_transfer.tasks import TaskFunctions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ON_HOST = 8192
 """Tokens of a micro-batch on a CPU, and where processes share parameters, so that none can try by itself."""
@@ -75,7 +78,7 @@ def measured_budget(
     return max(LEAST, min(MOST, math.floor((USED_SHARE * free - 4 * learning_bytes) / each)))
 
 
-def own_budget(
+def agreed_budget(
     model: nn.Module,
     rows: Dataset,
     lengths: np.ndarray,
@@ -83,7 +86,10 @@ def own_budget(
     accelerator: Accelerator,
     progress: ProgressBar,
 ) -> int:
-    """Tokens that go through the model at once, equal on all processes; on a GPU as many as memory holds."""
+    """Tokens that go through the model at once, equal on all processes; on a GPU as many as memory holds.
+
+    All processes call it. ``lengths``: [train examples] tokens of each, over all copies that a batch holds of it.
+    """
     if accelerator.device.type != "cuda" or getattr(accelerator, "is_fsdp2", False):
         return ON_HOST
     module = accelerator.unwrap_model(model)  # no exchange with other processes while each tries for itself
@@ -104,7 +110,7 @@ def own_budget(
 
 
 def cut_in_half(budget: int, lengths: np.ndarray, error: Exception, progress: ProgressBar) -> int:
-    """Half of the tokens that the window's largest micro-batch may have had.
+    """Half of the tokens that the window's largest micro-batch may have had; ``lengths``: [window] tokens.
 
     The window is then learnt from once more, with the same gradient up to dropout, whose draws go by micro-batch.
 

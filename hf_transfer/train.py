@@ -1,4 +1,4 @@
-"""Floor 3: the loop. The only ``backward`` of the project is in ``learn_window``.
+"""Floor 3: the loop. The only ``backward`` of the project is in ``_add_gradient``, which ``learn_window`` calls.
 
 Arithmetic: a window is the examples of one optimizer step over all processes. Its loss is the sum over its targets
 divided by their number, whatever the cut: each process sums its micro-batches' losses, multiplies by the number of
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from hf_transfer.before_training import (
     prepare_stage,
     run_all_layers,
 )
+from hf_transfer.checkpoint import RunFolder
 from hf_transfer.compiled import CompiledLayers
 from hf_transfer.config import TrainConfig
 from hf_transfer.dropout import quick_dropout
@@ -45,12 +46,12 @@ from hf_transfer.model_selection import Chooser, ModelSelection
 from hf_transfer.on_device import send_batch
 from hf_transfer.optim import rate_factor, set_rate
 from hf_transfer.preemption import window_by_window
-from hf_transfer.records import Batch, RunState, Selection, TrainResult, WindowSums
+from hf_transfer.records import Batch, RunState, Selection, TrainResult, WindowSums, not_by_the_loop
 from hf_transfer.schedule import plan_stages, position_of, seconds_at
 from hf_transfer.step_log import Listener, ProgressBar, flush_log, log_step, open_log
 from hf_transfer.tasks import TaskFunctions
 from hf_transfer.tasks.base import LossFunction
-from hf_transfer.token_budget import cut_in_half, own_budget
+from hf_transfer.token_budget import agreed_budget, cut_in_half
 from hf_transfer.watch import here
 from hf_transfer.windows import Windows
 
@@ -61,34 +62,13 @@ LONG_SECONDS = 600.0
 """Training that took so long is on disk before it is scored, also where no checkpoints were asked for."""
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Where training leaves its log and checkpoints."""
-
-    log: Path
-    checkpoints: Path
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    """What must be equal for a checkpoint to be continued from."""
-    resume_from: Path | None = None
-
-    @property
-    def continues_here(self) -> bool:
-        """Whether the run that is continued was made in this folder, so that its log goes on."""
-        return self.resume_from is not None and self.resume_from.parent.resolve() == self.checkpoints.resolve()
-
-    @property
-    def done_steps(self) -> int:
-        """Steps that lie behind a run that is continued."""
-        return checkpoint.load_state(self.resume_from).step if self.resume_from else 0
-
-
 def train(
     adapted: Adapted,
     rows: Dataset,
     functions: TaskFunctions,
     chooser: Chooser,
     accelerator: Accelerator,
-    config: TrainConfig,
+    settings: TrainConfig,
     folder: RunFolder,
     seed: int,
     progress: ProgressBar,
@@ -106,35 +86,38 @@ def train(
     has, by default all; ``listener`` is told what the log is told.
 
     Raises:
-        RunError: no finite loss and gradient three times in a row, a trainable parameter that never gets one, or a
-            restored step that does not score what it did.
+        InputError: the checkpoint to continue from belongs to another run.
+        RunError: a loss that reaches no parameter, no finite loss and gradient three times in a row, one example that
+            finds no room in memory, a restored step that does not score what it did, or activation checkpointing or
+            compiled layers that the model does not bear.
         Preempted: a signal said that the machine will be taken; a checkpoint of the last window is on disk.
     """
     if not adapted.stages:
         return _scored_as_it_is(adapted.model, chooser, accelerator)
     lengths = np.asarray(rows["length"][:])
-    copies = 2 if config.r_drop else 1  # R-Drop's batches hold each example twice
-    windows = Windows(rows, lengths, config.window_size, seed, mixture, functions.train_batch, copies, accelerator)
-    plans = plan_stages(adapted.stages, windows.epoch_size, config)
+    copies = 2 if settings.r_drop else 1  # R-Drop's batches hold each example twice
+    windows = Windows(rows, lengths, settings.window_size, seed, mixture, functions.train_batch, copies, accelerator)
+    plans = plan_stages(adapted.stages, windows.epoch_size, settings)
     last_step = plans[-1].end
 
     adapted.model.to(accelerator.device)
     names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
     if accelerator.num_processes > 1:
         run_all_layers(adapted.model, progress)
-    start = {id(p): p.detach().clone() for p in adapted.parts.body} if config.l2_sp else {}
+    start = {id(p): p.detach().clone() for p in adapted.parts.body} if settings.l2_sp else {}
     state = _first_state(folder, adapted.model, accelerator)
     if folder.resume_from is not None:
         progress.note(f"continuing after step {state.step} of {last_step}")
     selection = ModelSelection(
-        chooser, names, windows.per_epoch, config.average_checkpoints, folder.checkpoints, accelerator, progress
+        chooser, names, windows.per_epoch, settings.average_checkpoints, folder.checkpoints, accelerator, progress
     )
-    layers = CompiledLayers(adapted.parts.layer_modules, config.compile, accelerator, progress.note)
+    layers = CompiledLayers(adapted.parts.layer_modules, settings.compile, accelerator, progress.note)
     schedule_began = 0.0  # seconds of training before the schedule of the stage
     budget = 0
     model: Any = None
+    optimizer: Any = None
     with (
-        activation_checkpointing(adapted.model, config.activation_checkpointing),
+        activation_checkpointing(adapted.model, settings.activation_checkpointing),
         open_log(folder.log, state.step, accelerator.is_main_process) as log,
         window_by_window() as notice,
         closing(layers),
@@ -144,37 +127,38 @@ def train(
         for plan in plans:
             if features is not None:
                 features.begin(plan.stage)
-            if plan.first_step == plan.schedule_first and state.step >= plan.first_step:
+            if plan.begins_schedule and state.step >= plan.first_step:
                 schedule_began = seconds_at(plan.schedule_first, state)
-            if state.stopped_early or state.step >= plan.end or _time_is_up(state, config):
+            if state.stopped_early or state.step >= plan.end or _time_is_up(state, settings):
                 continue
             if state.step == plan.first_step:
                 state = replace(state, bad_validations=0)
             if model is not None:
-                accelerator.free_memory()  # of the stage before
-            model, optimizer = prepare_stage(adapted, plan.stage, names, config, start, accelerator)
-            flat = not find_stacks(model).reason
+                model = optimizer = None  # of the stage before
+                accelerator.free_memory()
+            model, optimizer = prepare_stage(adapted, plan.stage, names, settings, start, accelerator)
+            flat = find_stacks(model).flat
             if folder.resume_from is not None and state.step > plan.first_step:
                 checkpoint.load_checkpoint(folder.resume_from, model, optimizer, accelerator)
             layers.begin(plan.end - state.step)
-            wanted = config.tokens_per_micro_batch
-            whole = lengths * copies
-            budget = wanted if wanted != "auto" else own_budget(model, rows, whole, functions, accelerator, progress)
-            budget = min(budget, state.most_tokens or budget)
+            wanted = settings.tokens_per_micro_batch
+            if wanted == "auto":
+                wanted = agreed_budget(model, rows, lengths * copies, functions, accelerator, progress)
+            budget = min(wanted, state.most_tokens or wanted)  # no more than had room before
             ahead = Ahead(partial(windows.batches, flat))
             for step in range(state.step, plan.end):
                 here(f"training, step {step + 1} of {last_step}")
                 started = time.perf_counter()
                 torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
-                in_schedule = position_of(step, plan, state, schedule_began, config)
-                factor = rate_factor(in_schedule, plan.schedule_steps, config.warmup_fraction, config.schedule)
+                in_schedule = position_of(step, plan, state, schedule_began, settings)
+                factor = rate_factor(in_schedule, plan.schedule_steps, settings.warmup_fraction, settings.schedule)
                 learning_rate = set_rate(optimizer, factor)
                 sums = None
                 while sums is None:
                     batches = ahead.take(step, budget)
                     try:
                         sums = learn_window(
-                            model, batches, functions.loss_function, optimizer, config.max_gradient_norm, accelerator,
+                            model, batches, functions.loss_function, optimizer, settings.max_gradient_norm, accelerator,
                             least_batch=windows.least_batch,
                             meanwhile=partial(ahead.prepare, step + 1, budget) if step + 1 < plan.end else None,
                         )  # fmt: skip
@@ -182,27 +166,27 @@ def train(
                         budget = cut_in_half(budget, lengths[windows.indices(step)], error, progress)
                         state = replace(state, most_tokens=budget)
                         torch.manual_seed(_seed_of(seed, step, accelerator.process_index))
-                seconds = _agreed(time.perf_counter() - started, config, accelerator)
+                seconds = _agreed(time.perf_counter() - started, settings, accelerator)
                 layers.learnt(seconds, sums.tokens)
                 state = _count(state, step + 1, sums, seconds)
                 log_step(log, listener, step + 1, learning_rate, seconds, sums)
                 progress.advance(sums.loss, learning_rate, sums.examples)
                 if state.skipped_in_a_row >= BAD_WINDOWS_IN_A_ROW:
                     raise RunError(_never_finite(state, sums, folder.checkpoints))
-                time_is_up = _time_is_up(state, config)
+                time_is_up = _time_is_up(state, settings)
                 over = time_is_up or state.step == last_step
-                if over or state.step % (config.validation_steps or windows.per_epoch) == 0:
-                    patience = config.patience if plan is plans[-1] or not plan.stage.own_schedule else 0
+                if over or state.step % (settings.validation_steps or windows.per_epoch) == 0:
+                    patience = settings.patience if plan is plans[-1] or not plan.stage.own_schedule else 0
                     state = selection.validate(state, model, patience)
                     if listener is not None:
                         listener.validated(state.history[-1])
                     adapted.set_train_mode(accelerator.unwrap_model(model))
                     over = over or state.stopped_early
-                taken = notice.given(accelerator)
-                if taken or _is_kept(state, over, config, accelerator):
+                taken = notice.given(accelerator)  # the machine is about to be
+                if taken or _is_kept(state, over, settings, accelerator):
                     flush_log(log)
                     checkpoint.save_checkpoint(
-                        folder.checkpoints, model, names, optimizer, state, folder.identity, config.keep_checkpoints,
+                        folder.checkpoints, model, names, optimizer, state, folder.identity, settings.keep_checkpoints,
                         accelerator,
                     )  # fmt: skip
                 if taken:
@@ -210,7 +194,7 @@ def train(
                 if over:
                     break
     if model is None:  # continued after its last step: it is scored in the precision that it learnt in
-        prepare_stage(adapted, plans[-1].stage, names, config, start, accelerator)
+        prepare_stage(adapted, plans[-1].stage, names, settings, start, accelerator)
     chosen = selection.restore(state, adapted.model)
     if features is not None:
         features.end()
@@ -247,21 +231,6 @@ def _first_state(folder: RunFolder, model: nn.Module, accelerator: Accelerator) 
     if state.processes[-1:] != (accelerator.num_processes,):
         state = replace(state, processes=(*state.processes, accelerator.num_processes))
     return state
-
-
-def not_by_the_loop(selection: Selection, seconds: float, examples: int) -> TrainResult:
-    """What is said of the training of what took no optimizer step."""
-    return TrainResult(
-        selection=selection,
-        steps=0,
-        history=(),
-        train_seconds=seconds,
-        examples=examples,
-        tokens=0,
-        padding_tokens=0,
-        skipped_steps=0,
-        stopped_early=False,
-    )
 
 
 def learn_window(
@@ -395,21 +364,21 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _time_is_up(state: RunState, config: TrainConfig) -> bool:
-    return config.max_seconds is not None and state.train_seconds >= config.max_seconds
+def _time_is_up(state: RunState, settings: TrainConfig) -> bool:
+    return settings.max_seconds is not None and state.train_seconds >= settings.max_seconds
 
 
-def _agreed(seconds: float, config: TrainConfig, accelerator: Accelerator) -> float:
+def _agreed(seconds: float, settings: TrainConfig, accelerator: Accelerator) -> float:
     """The mean over all processes where the clock decides, so that all of them stop at the same step."""
-    if config.max_seconds is None:
+    if settings.max_seconds is None:
         return seconds
     return sum_over_processes([seconds], accelerator)[0] / accelerator.num_processes
 
 
-def _is_kept(state: RunState, over: bool, config: TrainConfig, accelerator: Accelerator) -> bool:
+def _is_kept(state: RunState, over: bool, settings: TrainConfig, accelerator: Accelerator) -> bool:
     """Whether a checkpoint is due: by its number, or at the end, so that what follows may fail. All processes ask."""
-    if config.checkpoint_steps:
-        return over or state.step % config.checkpoint_steps == 0
+    if settings.checkpoint_steps:
+        return over or state.step % settings.checkpoint_steps == 0
     return over and sum_over_processes([state.train_seconds], accelerator)[0] > LONG_SECONDS * accelerator.num_processes
 
 

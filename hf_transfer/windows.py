@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from hf_transfer.batching import Mixture, cut_window, share_window, window_count, window_indices
 from hf_transfer.records import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Windows:
     seed: int
     mixture: Mixture | None
     """Which of ``rows`` an epoch has; None for all."""
-    make_batch: Callable[..., Batch]
+    train_batch: Callable[..., Batch]
+    """Makes a batch of rows as columns of lists."""
     copies: int
     """How often a batch holds each of its examples."""
     accelerator: Accelerator
@@ -44,7 +45,7 @@ class Windows:
         return len(self.rows if self.mixture is None else self.mixture)
 
     def indices(self, step: int) -> np.ndarray:
-        """Row numbers of the window of a step, counted over all epochs."""
+        """Row numbers [size or fewer] of the window of a step, counted from 0 over all epochs."""
         window = window_indices(self.epoch_size, self.size, self.seed, step)
         return window if self.mixture is None else self.mixture.rows(window, step // self.per_epoch)
 
@@ -52,11 +53,11 @@ class Windows:
         """This process's micro-batches of the window of a step (see ``own_batches``)."""
         window = self.indices(step)
         lengths = self.lengths[window]
-        return own_batches(self.rows, window, lengths, self.make_batch, budget, self.accelerator, flat, self.copies)
+        return own_batches(self.rows, window, lengths, self.train_batch, budget, self.accelerator, flat, self.copies)
 
     def least_batch(self) -> Batch:
         """The shortest example alone, for which there is room if there is any."""
-        return self.make_batch(self.rows[self.lengths.argsort()[:1]])
+        return self.train_batch(self.rows[self.lengths.argsort()[:1]])
 
 
 def own_batches(
@@ -71,8 +72,12 @@ def own_batches(
 ) -> list[tuple[Batch, bool]]:
     """This process's micro-batches of a window, each with whether it counts (see ``learn_window``).
 
-    ``budget``: tokens of a micro-batch, which holds each example ``copies`` times; ``flat``: the layers see real tokens
-    only.
+    Args:
+        window: [window] row numbers.
+        lengths: [window] tokens of each.
+        make_batch: from rows as columns of lists.
+        budget: tokens of a micro-batch, which holds each example ``copies`` times.
+        flat: the layers see real tokens only.
     """
     shares = share_window(lengths, accelerator.num_processes)
     cuts = [cut_window(lengths[share], budget // copies, flat) for share in shares]

@@ -20,6 +20,7 @@ from tiny_translation import make_translation_checkpoint
 from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
+from hf_transfer.checkpoint import RunFolder
 from hf_transfer.config import AdaptConfig, RunConfig, TrainConfig
 from hf_transfer.decoding import decode
 from hf_transfer.feature_store import FeatureStore
@@ -29,7 +30,7 @@ from hf_transfer.model_selection import Chooser
 from hf_transfer.predict import predict
 from hf_transfer.records import LabelSpace, Pretrained
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import RunFolder, train
+from hf_transfer.train import train
 
 THREE = LabelSpace("single_label", ("a", "b", "c"))
 # where the head reads: of one vector per text only a fraction of the memory is needed

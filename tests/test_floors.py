@@ -139,10 +139,8 @@ DOORS = {
         "sources/files",
         "sources/hub",
         "tasks/translation",
-        "token_budget",
         "train",
         "translation_run",
-        "windows",
     },
     "ctranslate2": {"ctranslate2_engine"},
     "evaluate": {"metrics"},
@@ -313,6 +311,7 @@ TOGETHER = {
     *("learn_window", "predict", "pooled_states", "sum_over_processes", "failing_together", "open_run_folder"),
     *("save_checkpoint", "save_best", "save_for_average", "load_average", "read_parameters", "whole_tensor"),
     *("whole_model", "start_processes", "leave_processes", "join_processes", "solve_probe", "one_for_all"),
+    *("prepare_stage", "agreed_budget"),
 }
 """Functions of the package that all processes call together."""
 

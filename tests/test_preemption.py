@@ -19,13 +19,14 @@ from toy import encoded_rows, launch_two, write_reviews
 
 from hf_transfer import page
 from hf_transfer import train as training
+from hf_transfer.checkpoint import RunFolder
 from hf_transfer.cli import exit_codes
 from hf_transfer.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import Preempted
 from hf_transfer.model_selection import Chooser
 from hf_transfer.page import run
 from hf_transfer.preemption import SIGNALS, Notice, window_by_window
-from hf_transfer.train import RunFolder, train
+from hf_transfer.train import train
 
 CONFIG = TrainConfig(epochs=3, window_size=10, learning_rate=1e-3)  # 12 steps of 40 examples
 

@@ -15,7 +15,7 @@ from hf_transfer.before_training import activation_checkpointing
 from hf_transfer.command_line import load_config
 from hf_transfer.errors import InputError
 from hf_transfer.on_device import forget_peak, peak_bytes
-from hf_transfer.token_budget import LEAST, MOST, ON_HOST, TRIED, measured_budget, own_budget, trial_rows
+from hf_transfer.token_budget import LEAST, MOST, ON_HOST, TRIED, agreed_budget, measured_budget, trial_rows
 
 FIXED, EACH, GRADIENTS = 7_000_000, 3_000, 20_000_000
 LENGTHS = np.random.default_rng(5).integers(5, 300, 4000)
@@ -94,7 +94,7 @@ def test_the_most_memory_of_a_run_is_not_forgotten_when_a_trial_is_measured(monk
 def test_on_a_cpu_and_where_parameters_are_shared_it_is_a_number(tmp_path, shared):
     device = torch.device("cuda" if shared else "cpu")
     accelerator = SimpleNamespace(device=device, is_fsdp2=shared)
-    assert own_budget(None, None, LENGTHS, None, accelerator, None) == ON_HOST == 8192
+    assert agreed_budget(None, None, LENGTHS, None, accelerator, None) == ON_HOST == 8192
 
 
 @pytest.mark.parametrize("computed_again", [False, True])
@@ -120,7 +120,7 @@ def test_trying_leaves_no_gradient_and_all_processes_take_the_least(tmp_path, mo
     notes = Silent()
     lengths = np.asarray(rows["length"])
     with activation_checkpointing(adapted.model, computed_again):
-        assert own_budget(adapted.model, rows, lengths, functions, accelerator, notes) == 5000
+        assert agreed_budget(adapted.model, rows, lengths, functions, accelerator, notes) == 5000
     assert notes.notes == ["micro-batches of at most 5,000 tokens, from the free memory of the GPU"]
     assert all(p.grad is None for p in adapted.model.parameters())
 

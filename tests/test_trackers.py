@@ -20,9 +20,8 @@ import hf_transfer as ht
 from hf_transfer import trackers as trackers_file
 from hf_transfer.config import CompareConfig, ReportConfig, RunConfig
 from hf_transfer.errors import InputError, RunError
-from hf_transfer.records import DomainScore, Selection, ShiftReport
+from hf_transfer.records import DomainScore, Selection, ShiftReport, not_by_the_loop
 from hf_transfer.trackers import Trackers, check_trackers, flat_settings, plain_names
-from hf_transfer.train import not_by_the_loop
 
 SETTINGS = {"data": {"source": "reviews", "train_domains": ("a", "b"), "subset": None}, "seed": 3}
 RECORD = {"step": 1, "loss": 0.5, "learning_rate": 1e-3, "gradient_norm": 2.0, "tokens": 7, "seconds": 0.25}

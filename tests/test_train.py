@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_transfer.adapt import apply_strategy
 from hf_transfer.batching import cut_window, share_window, window_indices
+from hf_transfer.checkpoint import RunFolder
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.flattened import find_stacks
@@ -29,7 +30,7 @@ from hf_transfer.model_selection import Chooser
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, RunState, WindowSums
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import RunFolder, _count, learn_window, train
+from hf_transfer.train import _count, learn_window, train
 
 LABELS = {
     "single_label": LabelSpace("single_label", ("a", "b", "c")),
@@ -126,7 +127,7 @@ def test_a_window_cut_by_length_has_the_gradient_of_the_whole(tmp_path, architec
     found = []
     for budget in (10_000, 60):
         recorder = Recorder(adapted.model.parameters(), lr=0.0)
-        flat = not find_stacks(adapted.model).reason
+        flat = find_stacks(adapted.model).flat
         pieces = cut_window(np.asarray(rows["length"]), budget, flat)
         batches = [(functions.make_batch(rows[piece]), True) for piece in pieces]
         learn_window(adapted.model, batches, functions.loss_function, recorder, 0.0, Accelerator())
@@ -449,6 +450,7 @@ def half_second_steps(monkeypatch):
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 2)
     monkeypatch.setattr("hf_transfer.train.time", clock)
+    monkeypatch.setattr("hf_transfer.model_selection.time", clock)
 
 
 def logged(folder: Path, *names: str) -> list[tuple]:

@@ -22,7 +22,7 @@ from toy import encoded_rows, launch_two
 
 from hf_transfer.adapt import apply_strategy
 from hf_transfer.batching import cut_window, window_indices
-from hf_transfer.checkpoint import save_checkpoint
+from hf_transfer.checkpoint import RunFolder, save_checkpoint
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.dropout import QuickDropout
 from hf_transfer.errors import RunError
@@ -32,7 +32,7 @@ from hf_transfer.model_selection import Chooser
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace, RunState
 from hf_transfer.tasks import TASKS
-from hf_transfer.train import RunFolder, _seed_of, learn_window, train
+from hf_transfer.train import _seed_of, learn_window, train
 from hf_transfer.windows import own_batches
 
 SMOOTHING = {"classification": 0.0, "translation": 0.1}

@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from test_train_options import PLAIN, SEED, Course, Notes
 
+from hf_transfer.checkpoint import RunFolder
 from hf_transfer.errors import RunError
 from hf_transfer.model_selection import Chooser
-from hf_transfer.train import RunFolder, train
+from hf_transfer.train import train
 
 checkpoint, folder, moment, tokens = sys.argv[1:]
 # unsynchronised: several micro-batches, of which the last alone exchanges gradients; synchronised: there is one
