@@ -403,6 +403,13 @@ def test_a_loss_that_would_be_written_as_nothing_is_less_than_what_can_be_writte
     assert limits(results)[1].endswith(": worse by less than 0.1 points on average. Other domains were not tried.")
 
 
+def test_a_loss_of_thousands_is_told_as_it_is():
+    values = {"in_domain_mean": 100.0, "shifted_mean": 1600.0, "gap": 1500.0}
+    scores = [dataclasses.replace(score, metric="mae") for score in make_shift().scores]
+    said = limits(make_results(make_shift(tuple(scores), "mae", **values)))[1]
+    assert said.endswith(": worse by 1,500.0 on average. Other domains were not tried.")
+
+
 def test_of_an_error_no_direction_is_claimed_but_worse():
     """An error of 0.58 is more than 0.51, and worse: the words must hold of what should fall too."""
     ends = {"books": ("in_domain", (0.51, 0.4, 0.6)), "apps": ("shifted", (0.58, 0.5, 0.7))}

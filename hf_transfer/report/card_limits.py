@@ -78,19 +78,17 @@ def _elsewhere(results: Results, rows: Sequence[DomainRow]) -> Iterator[str]:
         on, average = ("On average over", " on average") if len(others) > 1 else ("On", "")
         own = sum(row.role == "in_domain" for row in rows)
         home = format_value(metric, shift["in_domain_mean"]) + (" on its own" if own == 1 else f" over its own {own}")
-        worse = f"worse by {_at_least_shown(format_difference(metric, gap))}" if gap > 0 else "no worse"
+        worse = f"worse by {_loss(metric, gap)}" if gap > 0 else "no worse"
         yield (
             f"{on} {where}, which it was not trained on, it reaches {format_value(metric, mean)} "
             f"{escape(metric_words(metric))}{least}, against {home}: {worse}{average}. Other domains were not tried."
         )
 
 
-def _at_least_shown(difference: str) -> str:
+def _loss(metric: str, gap: float) -> str:
     """``less than 0.1 points`` where so little is lost that it would be written as nothing."""
-    number, *unit = difference.split()
-    if float(number):
-        return difference
-    return " ".join(["less than", number[:-1] + "1", *unit])
+    shown = format_difference(metric, gap)
+    return "less than 0.1 points" if shown == format_difference(metric, 0.0) else shown
 
 
 def _against_chance(results: Results, rows: Sequence[DomainRow]) -> Iterator[str]:
