@@ -4,8 +4,9 @@ Each probe is the exact optimum of a convex problem, as scikit-learn's LogisticR
 standardised features, and comes as one weight and one bias for features as they are. What makes a choice among all
 layers a matter of seconds: the folds of a cross-validation are solved as one problem (the sum of theirs, which have no
 variable in common), so that each product with the features serves all of them; each strength starts where the stronger
-regularisation before it has ended; and the solver steps in variables in which the directions along which features vary
-most are scaled down, since states of a transformer are so correlated that it would else crawl.
+regularisation before it has ended; and the features are turned once so that their first coordinates are those along
+which they vary most, and scaled to vary alike, since states of a transformer are so correlated that the solver would
+else crawl. Turning changes no penalty, and a solution is turned back.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ PATIENCE = 2
 CERTAIN = 100.0
 """Logit of what all train examples have, or none: probability 1 or 0 in single precision."""
 CLOSE, ROUGH = 1e-8, 1e-5
-"""Largest entry of the gradient of the mean loss at which a probe counts as solved; the second while choosing."""
+"""Largest entry of the gradient of the mean loss, by what the solver varies, at which a probe counts as solved; the
+second while choosing."""
 MOST_STEPS = 5_000
+EXACT = 1024
+"""Rows or features up to which all directions are found; of more, the ``DIRECTIONS`` along which features vary most."""
 DIRECTIONS = 256
-"""Directions that are scaled down, of a few hundred or thousand features."""
 CURVATURE = {"binary": 0.25, "softmax": 0.5, "squared": 1.0}
 """Largest second derivative of a loss by its logit (Boehning 1992, for the softmax)."""
 
@@ -147,7 +150,8 @@ class _Problem:
         self.mean = features.mean(0, dtype=np.float64)
         deviation = features.std(0, dtype=np.float64)
         self.deviation = np.where(deviation > 0, deviation, 1.0)
-        self.features = torch.from_numpy((features - self.mean) / self.deviation)
+        self.axes = _Axes.of(standard := torch.from_numpy((features - self.mean) / self.deviation))
+        self.features = self.axes.coordinates(standard)
         self.offset, self.scale = 0.0, 1.0  # of what is predicted; regression alone has others
         self.fixed = np.zeros(labels.output_count)
         if labels.problem == "regression":
@@ -167,12 +171,10 @@ class _Problem:
         self.wanted = torch.from_numpy(np.ascontiguousarray(wanted, dtype=np.float64))
         weights = np.array(labels.class_weights)[values] if labels.class_weights else np.ones(len(values))
         self.example_weights = torch.from_numpy(weights)
-        self.directions, self.variances = _main_directions(self.features.float())
 
     def rows(self, kind: torch.dtype) -> _Rows:
         """What the solver sees, in single or double precision."""
-        tensors = (self.features, self.wanted, self.example_weights, self.directions, self.variances)
-        return _Rows(*(tensor.to(kind) for tensor in tensors))
+        return _Rows(*(tensor.to(kind) for tensor in (self.features, self.wanted, self.example_weights)))
 
     def choose_strength(
         self, seed: int, held_out: tuple[np.ndarray, Targets] | None
@@ -196,7 +198,7 @@ class _Problem:
             held = _losses(self.kind, single, parameters) * (1 - counted)
             loss = float(held.sum() / single.weights.sum())
             if loss < best[1]:
-                best, worse = (strength, loss, parameters.mean(1, keepdim=True)), 0
+                best, worse = (strength, loss, parameters.mean(0, keepdim=True)), 0
             else:
                 worse += 1
             if worse == PATIENCE:
@@ -206,11 +208,11 @@ class _Problem:
     def fit(self, strength: float, start: torch.Tensor | None) -> LinearHead:
         """The optimum over all of train, as a head for features that are not standardised."""
         count = self.targets.labels.output_count
-        weight, bias = np.zeros((count, self.features.shape[1])), self.fixed.copy()
+        weight, bias = np.zeros((count, len(self.mean))), self.fixed.copy()
         if self.wanted.shape[1]:
             everything = torch.ones(len(self.wanted), 1)
-            solved = _solve(self.kind, self.rows(torch.float64), everything, strength, start, CLOSE)[:, 0].numpy()
-            learnt, constant = solved[:-1].T, solved[-1]  # [columns, features], [columns]
+            solved = _solve(self.kind, self.rows(torch.float64), everything, strength, start, CLOSE)[0]
+            learnt, constant = self.axes.turned_back(solved[:, :-1]).numpy(), solved[:, -1].numpy()  # by column
             if self.targets.labels.problem == "single_label" and self.kind == "binary":
                 # of two logits only the difference counts
                 learnt, constant = np.concatenate([-learnt, learnt]) / 2, np.concatenate([-constant, constant]) / 2
@@ -233,38 +235,67 @@ class _Problem:
 
 
 @dataclass(frozen=True)
+class _Axes:
+    """Orthonormal axes of a space of features, the first along the directions in which its rows vary most."""
+
+    reflectors: tuple[torch.Tensor, torch.Tensor]
+    """A Householder factorisation of those directions, which completes them to all axes without storing those."""
+    count: int
+    """Axes that are kept: fewer than features where rows are few, which do not vary along the others."""
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> _Axes:
+        """Those of ``features`` [rows, features] float64."""
+        directions = _main_directions(features)
+        rows, width = features.shape
+        scaled, factors = torch.geqrf(directions)
+        return cls((scaled, factors), rows if rows == directions.shape[1] else width)
+
+    def coordinates(self, features: torch.Tensor) -> torch.Tensor:
+        """``features`` [rows, features] along the axes, [rows, count]."""
+        return torch.ormqr(*self.reflectors, features, left=False)[:, : self.count].contiguous()
+
+    def turned_back(self, weights: torch.Tensor) -> torch.Tensor:
+        """Weights [columns, features] of features from those of their coordinates, [columns, count]."""
+        width = len(self.reflectors[0])
+        return torch.ormqr(*self.reflectors, functional.pad(weights, (0, width - self.count)).T).T
+
+
+@dataclass(frozen=True)
 class _Rows:
     """What the solver sees."""
 
     features: torch.Tensor
-    """[rows, features]."""
+    """[rows, features], along their axes."""
     wanted: torch.Tensor
     """[rows, columns]: 0/1 (softmax: one 1 in each row), or values."""
     weights: torch.Tensor
     """[rows]."""
-    directions: torch.Tensor
-    """[features, directions], orthonormal."""
-    variances: torch.Tensor
-    """[directions] sums of squares of the features along them, falling."""
 
 
-def _main_directions(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions [features, rank] along which ``features`` [rows, features] vary most, and their sums of squares, by
+def _main_directions(features: torch.Tensor) -> torch.Tensor:
+    """Directions [features, rank] in which ``features`` [rows, features] vary, orthonormal; of many the main ones by
     subspace iteration (Halko 2011, algorithm 4.4). They set the speed of the solver and not its result, so two rounds
-    do."""
-    rank = min(DIRECTIONS, *features.shape)
-    basis = torch.randn(features.shape[1], rank, generator=torch.Generator().manual_seed(0))
-    for _ in range(2):
-        basis, _ = torch.linalg.qr(features.T @ (features @ basis))
+    in single precision do; of few rows, though, they must span all that the rows span."""
+    rows, width = features.shape
+    if width <= min(rows, EXACT):
+        basis = torch.eye(width, dtype=features.dtype)
+    elif rows <= EXACT:
+        basis, _ = torch.linalg.qr(features.T)
+    else:
+        single = features.float()
+        basis = torch.randn(width, DIRECTIONS, generator=torch.Generator().manual_seed(0))
+        for _ in range(2):
+            basis, _ = torch.linalg.qr(single.T @ (single @ basis))
+        basis = basis.double()
     along = features @ basis
-    variances, rotation = torch.linalg.eigh(along.T @ along)
-    return (basis @ rotation).flip(1), variances.flip(0).clamp(min=0)
+    return basis @ torch.linalg.eigh(along.T @ along)[1]
 
 
 def _raw(rows: _Rows, parameters: torch.Tensor) -> torch.Tensor:
-    """[rows, problems, columns] from ``parameters`` [features + 1, problems, columns], the bias last."""
-    flat = parameters[:-1].flatten(1).to(rows.features.dtype)
-    return (rows.features @ flat).unflatten(1, parameters.shape[1:]) + parameters[-1].to(rows.features.dtype)
+    """[rows, problems, columns] from ``parameters`` [problems, columns, features + 1], the bias last."""
+    weights = parameters[..., :-1].flatten(0, 1).to(rows.features.dtype)
+    return (rows.features @ weights.T).unflatten(1, parameters.shape[:2]) + parameters[..., -1].to(rows.features.dtype)
 
 
 def _losses(kind: str, rows: _Rows, parameters: torch.Tensor) -> torch.Tensor:
@@ -288,41 +319,35 @@ def _solve(
 
     Args:
         counted: [rows, problems] 1 where a problem sees a row.
-        start: parameters to begin with, [features + 1, problems, columns].
+        start: parameters to begin with, [problems, columns, features + 1].
 
     Returns:
-        [features + 1, problems, columns] float64.
+        [problems, columns, features + 1] float64.
     """
     from scipy.optimize import minimize
 
-    shape = (rows.features.shape[1] + 1, counted.shape[1], rows.wanted.shape[1])
+    shape = (counted.shape[1], rows.wanted.shape[1], rows.features.shape[1] + 1)
     wanted = rows.wanted[:, None]
     importance = (counted.to(rows.features.dtype) * rows.weights[:, None])[:, :, None]
     share = 1 / float(rows.weights.sum())  # of the mean loss, whose size does not grow with the data
     penalty = share / strength
-    directions = rows.directions.double()
-    stretch = ((CURVATURE[kind] * share * rows.variances.double() + penalty) ** 0.5)[:, None, None]
-    stretch = stretch / stretch[-1]
-
-    def along(parameters: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        """``parameters`` with their parts along the main directions multiplied; biases stay."""
-        parts = torch.einsum("fd,fpc->dpc", directions, parameters[:-1]) * (factors - 1)
-        return torch.cat([parameters[:-1] + torch.einsum("fd,dpc->fpc", directions, parts), parameters[-1:]])
+    variances = rows.features.double().square().sum(0)
+    stretch = functional.pad((share * variances + penalty / CURVATURE[kind]) ** 0.5, (0, 1), value=1.0)  # the bias: 1
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = along(torch.from_numpy(flat).view(shape), 1 / stretch)
+        parameters = torch.from_numpy(flat).view(shape) / stretch
         z = _raw(rows, parameters)
         loss = float((_loss_of(kind, z, wanted) * importance[:, :, 0]).sum(dtype=torch.float64)) * share
         expected = z.softmax(-1) if kind == "softmax" else z.sigmoid() if kind == "binary" else z
         residual = (expected - wanted) * importance * share  # [rows, problems, columns]
         gradient = torch.empty(shape, dtype=torch.float64)
-        gradient[:-1] = (rows.features.T @ residual.flatten(1)).view(-1, *shape[1:])
-        gradient[:-1] += penalty * parameters[:-1]
-        gradient[-1] = residual.sum(0)
-        value = loss + penalty / 2 * float((parameters[:-1] ** 2).sum())
-        return value, along(gradient, 1 / stretch).flatten().numpy()
+        gradient[..., :-1] = (residual.flatten(1).T @ rows.features).view(*shape[:2], -1)  # the other order is slow
+        gradient[..., :-1] += penalty * parameters[..., :-1]
+        gradient[..., -1] = residual.sum(0)
+        value = loss + penalty / 2 * float((parameters[..., :-1] ** 2).sum())
+        return value, (gradient / stretch).flatten().numpy()
 
-    first = torch.zeros(shape, dtype=torch.float64) if start is None else along(start.double(), stretch)
-    options: dict[str, Any] = {"gtol": tolerance, "ftol": 0.0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
+    first = torch.zeros(shape, dtype=torch.float64) if start is None else start.double() * stretch
+    options: dict[str, Any] = {"gtol": tolerance, "ftol": tolerance**2, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
     found = minimize(objective, first.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
-    return along(torch.from_numpy(found.x).view(shape), 1 / stretch)
+    return torch.from_numpy(found.x).view(shape) / stretch

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_transfer.layer_probe import CERTAIN, DEFAULT_STRENGTH, STRENGTHS, Targets, _Problem, choose_probe
+from hf_transfer.layer_probe import CERTAIN, DEFAULT_STRENGTH, EXACT, STRENGTHS, Targets, _Axes, _Problem, choose_probe
 from hf_transfer.layers import features_of
 from hf_transfer.records import LabelSpace
 from hf_transfer.statistics import derived_seed
@@ -59,14 +60,33 @@ def sklearn_logits(features: np.ndarray, values: np.ndarray, labels: LabelSpace,
 
 
 @pytest.mark.parametrize("strength", [1e-3, 0.3, 10])
+@pytest.mark.parametrize("exact", [EXACT, 5], ids=["all directions", "main directions"])
 @pytest.mark.parametrize("count", [150, 8], ids=["many", "fewer than columns"])
 @pytest.mark.parametrize("name", SPACES)
-def test_a_probe_is_the_optimum_that_scikit_learn_finds_on_standardised_features(name, count, strength):
+def test_a_probe_is_the_optimum_that_scikit_learn_finds_on_standardised_features(
+    name, count, exact, strength, monkeypatch
+):
+    monkeypatch.setattr("hf_transfer.layer_probe.EXACT", exact)
+    monkeypatch.setattr("hf_transfer.layer_probe.DIRECTIONS", 3)
     features = make_features(count)
     values = make_targets(features, SPACES[name], seed=4)
     found = _Problem(features, Targets(values, SPACES[name])).fit(strength, None).logits(features)
     expected = sklearn_logits(features, values, SPACES[name], strength)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("count, width, kept", [(150, 12, 12), (8, 12, 8), (12, 12, 12), (40, 30, 30), (30, 40, 40)])
+def test_features_along_their_axes_keep_every_product_and_of_few_rows_only_what_varies(count, width, kept, monkeypatch):
+    monkeypatch.setattr("hf_transfer.layer_probe.EXACT", 15)
+    monkeypatch.setattr("hf_transfer.layer_probe.DIRECTIONS", 10)
+    features = torch.from_numpy(make_features(count, width).astype(np.float64))
+    axes = _Axes.of(features)
+    along = axes.coordinates(features)
+    assert along.shape == (count, kept)
+    weights = torch.randn(2, kept, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    back = axes.turned_back(weights)
+    torch.testing.assert_close(features @ back.T, along @ weights.T)
+    torch.testing.assert_close(back @ back.T, weights @ weights.T)
 
 
 def test_the_start_does_not_move_the_optimum():
