@@ -64,6 +64,8 @@ class Order:
     validation_steps: int
     """0 for none."""
     beams: int
+    dropout: float | None
+    """Of body and head while they learn; None leaves the checkpoint's."""
     shape: dict[str, float]
     """Of the model and the train texts: layers, hidden, inner, layer_weights, mean_length, context."""
 
@@ -151,6 +153,7 @@ def training_record(clock: Clock, order: Order, steps: Sequence[dict[str, float]
         "timed_from_step": first,
         "examples": int(sum(step["examples"] for step in steps)),
         "tokens": int(tokens),
+        "tokens_by_step": [int(step["tokens"]) for step in steps],
         "padding_tokens": int(padding),
         "padding_fraction": padding / (tokens + padding),
         "wall_seconds_per_example": wall / timed["examples"],

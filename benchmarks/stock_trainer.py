@@ -1,14 +1,14 @@
 """The stock side of throughput.py: ``transformers.Trainer``, PEFT, ``generate`` and sentence-transformers as they are.
 
 What a user of these gets who pads by batch (``DataCollatorWithPadding``) and follows their documentation: rows as lists
-of token ids in memory, fused AdamW, no checkpoints, no trackers. A collator counts tokens on the way, which is all that
-is added.
+of token ids in memory, fused AdamW, no checkpoints, no trackers. What is added: a collator counts tokens on the way,
+and ``PairedTrainer`` takes the windows and rates of ours, so that a pair differs in the draws of dropout alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,50 @@ from measuring import (
 )
 
 NOT_LOGGED = float("nan")
+WARM_UP = 0.1
+"""Share of the steps in which the rate rises: the default of ours."""
+
+
+class OurWindows:
+    """Row numbers as ours takes them, window by window; each pass is the next epoch."""
+
+    def __init__(self, examples: int, order: Order) -> None:
+        self._examples, self._order, self._epoch = examples, order, 0
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def __iter__(self) -> Iterator[int]:
+        from hf_transfer.batching import window_count, window_indices
+
+        per_epoch = window_count(self._examples, self._order.window)
+        first = self._epoch * per_epoch
+        self._epoch += 1
+        for window in range(first, first + per_epoch):
+            yield from window_indices(self._examples, self._order.window, self._order.seed, window).tolist()
+
+
+def paired_trainer(order: Order, **given: Any) -> Any:
+    """A ``Trainer`` with the windows of ours, unless it groups by length, and with its rates."""
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import Trainer
+
+    from hf_transfer.optim import rate_factor
+
+    class PairedTrainer(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if order.way.endswith("grouped"):
+                return super()._get_train_sampler(train_dataset)
+            return OurWindows(len(train_dataset or self.train_dataset), order)
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            def factor(step: int) -> float:
+                return rate_factor(step, num_training_steps, WARM_UP, "linear")
+
+            self.lr_scheduler = self.lr_scheduler or LambdaLR(optimizer or self.optimizer, factor)
+            return self.lr_scheduler
+
+    return PairedTrainer(**given)
 
 
 class CountingCollator:
@@ -47,7 +91,7 @@ class CountingCollator:
 
 def train(order: Order) -> dict[str, Any]:
     """Trainer over the train rows; predictions of the test rows."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, set_seed
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     set_seed(order.seed)
     tokenizer = AutoTokenizer.from_pretrained(order.checkpoint)
@@ -56,7 +100,8 @@ def train(order: Order) -> dict[str, Any]:
     model = restricted(model.float(), order)
     steps = -(-len(splits["train"]) // order.window) * order.epochs
     collator = CountingCollator(tokenizer)
-    trainer = Trainer(
+    trainer = paired_trainer(
+        order,
         model=model,
         args=arguments(order, loss_stretch(steps)),
         train_dataset=splits["train"],
@@ -218,8 +263,6 @@ def arguments(order: Order, logging_steps: int) -> Any:
         per_device_eval_batch_size=order.window,
         num_train_epochs=order.epochs,
         learning_rate=order.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=0.1,
         weight_decay=0.01,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",

@@ -22,14 +22,17 @@ frozen, or PEFT), ``full_grouped`` (``train_sampling_strategy="group_by_length"`
 ``time_to_accuracy`` and ``time_to_accuracy_freeze`` (training seconds until a validation reaches the lower of both
 sides' last accuracies, against Trainer's full fine-tuning).
 
-Settings are equal on both sides: linear schedule with a tenth of warm-up, decay 0.01 on matrices, clipping at 1, fused
-AdamW, the checkpoint's dropout, one rate for body and head. What is not: the order of the rows (each side draws its
-own), the first step, which Trainer takes at rate 0 and ours at the first of the warm-up (so that ours has one full rate
-more in all), and frozen layers, where Trainer leaves dropout on and ours takes it off. The clock runs from step
-``--warm_up_steps`` in ``full`` and ``lora``. Elsewhere steps differ (stored features, longest batches first), and it
-runs from the call of ``Trainer.train`` and from the first forward pass of ours, which is a trial before the first step.
-Loading, tokenising, scoring and the proof of the artefact are outside (but for sentence-transformers, which tokenises
-as it embeds); ``whole_seconds`` has everything, also what only ours does (intervals, report, proof in a fresh process).
+Both sides of a training start from the same weights, head included, and take the same windows at the same rates: linear
+schedule with a tenth of warm-up, decay 0.01 on matrices, clipping at 1, fused AdamW, the checkpoint's dropout, one rate
+for body and head. (Trainer as it is would take its first step at rate 0 and draw windows of its own.) What is not
+equal: the draws of dropout, windows that are grouped by length, and frozen layers, where Trainer leaves dropout on and
+ours takes it off. With ``--dropout 0`` both sides learn the same, up to rounding, which ``equal_outputs`` shows.
+
+The clock runs from step ``--warm_up_steps`` in ``full`` and ``lora``. Elsewhere steps differ (stored features, longest
+batches first), and it runs from the call of ``Trainer.train`` and from the first forward pass of ours, which is a trial
+before the first step. Loading, tokenising, scoring and the proof of the artefact are outside (but for
+sentence-transformers, which tokenises as it embeds); ``whole_seconds`` has everything, also what only ours does
+(intervals, report, proof in a fresh process).
 """
 
 import argparse
@@ -85,6 +88,10 @@ CASES = {
 }
 
 
+BEGINNINGS = {"prepare": our_side.prepare, "begin": our_side.draw_head}
+"""What a child may do in place of a side: once for all pairs, and for each pair of trainings."""
+
+
 # ---- the parent: rows, pairs and what they say -------------------------------------------------------------------
 
 
@@ -109,6 +116,7 @@ def main() -> None:
     )
     parser.add_argument("--warm_up_steps", type=int, default=3)
     parser.add_argument("--beams", type=int, default=4, help="of decoding")
+    parser.add_argument("--dropout", type=float, help="while learning; 0 makes both sides learn the same")
     parser.add_argument("--margin", type=float, default=0.02, help="loss of accuracy (decoding: BLEU) taken for none")
     parser.add_argument("--seed", type=int, default=0, help="of the first pair")
     parser.add_argument("--work", default="runs/throughput", help="folder for rows and runs; what is in it goes")
@@ -119,6 +127,11 @@ def main() -> None:
         print(json.dumps(obey(Order(**json.loads(Path(given.order).read_text(encoding="utf-8"))))))
         return
     tell(measure(given), given.output)
+
+
+def is_training(case: Case) -> bool:
+    """Whether both sides take steps."""
+    return case.ours in LEARNING_RATES and case.stock.split()[0] in LEARNING_RATES
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -136,15 +149,20 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     print(f"model and rows: {json.dumps(order.shape)}", file=sys.stderr, flush=True)
     pairs = []
     for number in range(given.pairs):
-        sides = {}
+        sides, start = {}, work / f"{number}_start"
+        both = replace(order, seed=given.seed + number)
+        if is_training(case):
+            both = replace(both, **child(replace(both, side="begin", output=str(start)), given.threads))
         for side in ("ours", "stock"):
             way = getattr(case, side)
             output = str(work / f"{number}_{side}")
-            mine = replace(order, side=side, way=way, seed=given.seed + number, output=output)
+            mine = replace(both, side=side, way=way, output=output)
             mine = replace(mine, learning_rate=LEARNING_RATES.get(way.split()[0], order.learning_rate))
             sides[side] = child(mine, given.threads)
             shutil.rmtree(output, ignore_errors=True)
-        for name in ("examples", "tokens", "ids", "reference", "threads"):
+        shutil.rmtree(start, ignore_errors=True)
+        same = ("examples", "tokens", "ids", "reference", "threads")
+        for name in same if case.stock.endswith("grouped") else (*same, "tokens_by_step"):
             found = [record[name] for record in sides.values() if record.get(name) is not None]
             assert found.count(found[0]) == len(found) if found else True, f"the sides differ in {name}: {found}"
         pairs.append(sides)
@@ -189,6 +207,7 @@ def first_order(given: argparse.Namespace, case: Case, work: Path) -> Order:
         warm_up_steps=given.warm_up_steps if case.steady else 0,
         validation_steps=max(FEWEST_STEPS_BETWEEN, steps // VALIDATIONS) if case.validates else 0,
         beams=given.beams,
+        dropout=given.dropout,
         shape={},
     )
 
@@ -255,7 +274,7 @@ def child(order: Order, threads: int | None) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"the {order.side or 'first'} side failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     record = json.loads(done.stdout.strip().splitlines()[-1])
-    return record if order.side == "prepare" else record | {"whole_seconds": time.perf_counter() - started}
+    return record if order.side in BEGINNINGS else record | {"whole_seconds": time.perf_counter() - started}
 
 
 def reach_together(sides: dict[str, dict[str, Any]]) -> None:
@@ -276,7 +295,8 @@ def summary(given: argparse.Namespace, case: Case, order: Order, pairs: list[dic
         return spread([a / b for a, b in found]) if all(a and b for a, b in found) else None
 
     def without_rows(record: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in record.items() if name not in ("ids", "predicted", "reference")}
+        rows = ("ids", "predicted", "reference", "tokens_by_step")
+        return {name: value for name, value in record.items() if name not in rows}
 
     quality = compare_outputs(given, order, pairs)
     shown = [{side: without_rows(record) for side, record in pair.items()} for pair in pairs]
@@ -400,8 +420,8 @@ def obey(order: Order) -> dict[str, Any]:
     """Do what ``order`` says and report."""
     import torch
 
-    if order.side == "prepare":
-        return our_side.prepare(order)
+    if order.side in BEGINNINGS:
+        return BEGINNINGS[order.side](order)
     if order.side == "stock":
         ways = {
             "evaluation": stock_trainer.evaluate,
