@@ -19,9 +19,6 @@ SIZES: dict[str, dict[str, int]] = {
 """Random weights, with the tokenizer of the checkpoint: speed does not ask what weights know."""
 
 
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout")
-
-
 def prepare(order: Order) -> dict[str, Any]:
     """Facts about model and texts, and the checkpoint to start from: random weights, or a model to evaluate."""
     import torch
@@ -61,13 +58,14 @@ def draw_head(order: Order) -> dict[str, Any]:
     """A checkpoint with a head drawn from the seed, and the dropout asked for, for both sides to start from alike."""
     import transformers
 
+    from hf_transfer.pretrained import set_dropout
+
     transformers.set_seed(order.seed)
     names = sorted({row["label"] for row in read_rows(order.rows)})
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(order.checkpoint, **labels)
-    for name in DROPOUTS if order.dropout is not None else ():
-        if getattr(model.config, name, None) is not None:
-            setattr(model.config, name, order.dropout)
+    if order.dropout is not None:
+        set_dropout(model.config, order.dropout)
     model.save_pretrained(order.output)
     transformers.AutoTokenizer.from_pretrained(order.checkpoint).save_pretrained(order.output)
     return {"checkpoint": order.output}

@@ -2,7 +2,7 @@
 
 What a user of these gets who pads by batch (``DataCollatorWithPadding``) and follows their documentation: rows as lists
 of token ids in memory, fused AdamW, no checkpoints, no trackers. What is added: a collator counts tokens on the way,
-and ``PairedTrainer`` takes the windows and rates of ours, so that a pair differs in the draws of dropout alone.
+and ``paired_trainer`` takes the windows and rates of ours (throughput.py says what is left to differ in).
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class OurWindows:
 
 
 def paired_trainer(order: Order, **given: Any) -> Any:
-    """A ``Trainer`` with the windows of ours, unless it groups by length, and with its rates."""
+    """A ``Trainer`` with the rates of ours and, unless it groups by length, its windows."""
     from torch.optim.lr_scheduler import LambdaLR
+    from torch.utils.data import SequentialSampler
     from transformers import Trainer
 
     from hf_transfer.optim import rate_factor
@@ -60,6 +61,9 @@ def paired_trainer(order: Order, **given: Any) -> Any:
             if order.way.endswith("grouped"):
                 return super()._get_train_sampler(train_dataset)
             return OurWindows(len(train_dataset or self.train_dataset), order)
+
+        def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+            return SequentialSampler(eval_dataset)  # grouped by length, it would answer in another order than asked
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             def factor(step: int) -> float:

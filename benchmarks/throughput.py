@@ -26,7 +26,8 @@ Both sides of a training start from the same weights, head included, and take th
 schedule with a tenth of warm-up, decay 0.01 on matrices, clipping at 1, fused AdamW, the checkpoint's dropout, one rate
 for body and head. (Trainer as it is would take its first step at rate 0 and draw windows of its own.) What is not
 equal: the draws of dropout, windows that are grouped by length, and frozen layers, where Trainer leaves dropout on and
-ours takes it off. With ``--dropout 0`` both sides learn the same, up to rounding, which ``equal_outputs`` shows.
+ours takes it off. With ``--dropout 0`` both sides of one strategy learn the same, up to rounding, where windows are not
+grouped; ``equal_outputs`` shows it.
 
 The clock runs from step ``--warm_up_steps`` in ``full`` and ``lora``. Elsewhere steps differ (stored features, longest
 batches first), and it runs from the call of ``Trainer.train`` and from the first forward pass of ours, which is a trial
@@ -116,7 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--warm_up_steps", type=int, default=3)
     parser.add_argument("--beams", type=int, default=4, help="of decoding")
-    parser.add_argument("--dropout", type=float, help="while learning; 0 makes both sides learn the same")
+    parser.add_argument("--dropout", type=float, help="of both sides while they learn; default: the checkpoint's")
     parser.add_argument("--margin", type=float, default=0.02, help="loss of accuracy (decoding: BLEU) taken for none")
     parser.add_argument("--seed", type=int, default=0, help="of the first pair")
     parser.add_argument("--work", default="runs/throughput", help="folder for rows and runs; what is in it goes")
@@ -126,6 +127,8 @@ def main() -> None:
     if given.order:
         print(json.dumps(obey(Order(**json.loads(Path(given.order).read_text(encoding="utf-8"))))))
         return
+    if given.dropout is not None and not is_training(CASES[given.case]):
+        parser.error(f"--dropout {given.dropout}: in the case {given.case} not both sides take steps: leave it out.")
     tell(measure(given), given.output)
 
 

@@ -5,8 +5,8 @@ standardised features, and comes as one weight and one bias for features as they
 layers a matter of seconds: the folds of a cross-validation are solved as one problem (the sum of theirs, which have no
 variable in common), so that each product with the features serves all of them; each strength starts where the stronger
 regularisation before it has ended; and the features are turned once so that their first coordinates are those along
-which they vary most, and scaled to vary alike, since states of a transformer are so correlated that the solver would
-else crawl. Turning changes no penalty, and a solution is turned back.
+which they vary most, and the solver steps in parameters that are scaled by how much each varies, since states of a
+transformer are so correlated that it would else crawl. Turning changes no penalty, and a solution is turned back.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PATIENCE = 2
 CERTAIN = 100.0
 """Logit of what all train examples have, or none: probability 1 or 0 in single precision."""
 CLOSE, ROUGH = 1e-8, 1e-5
-"""Largest entry of the gradient of the mean loss, by what the solver varies, at which a probe counts as solved; the
-second while choosing."""
+"""Largest entry of the gradient of the mean loss by the solver's scaled parameters at which a probe counts as solved,
+the second while choosing; a step that lowers the loss by its square or less ends it too."""
 MOST_STEPS = 5_000
 EXACT = 1024
 """Rows or features up to which all directions are found; of more, the ``DIRECTIONS`` along which features vary most."""
@@ -152,6 +152,7 @@ class _Problem:
         self.deviation = np.where(deviation > 0, deviation, 1.0)
         self.axes = _Axes.of(standard := torch.from_numpy((features - self.mean) / self.deviation))
         self.features = self.axes.coordinates(standard)
+        self.variances = torch.linalg.vector_norm(self.features, dim=0) ** 2
         self.offset, self.scale = 0.0, 1.0  # of what is predicted; regression alone has others
         self.fixed = np.zeros(labels.output_count)
         if labels.problem == "regression":
@@ -174,12 +175,15 @@ class _Problem:
 
     def rows(self, kind: torch.dtype) -> _Rows:
         """What the solver sees, in single or double precision."""
-        return _Rows(*(tensor.to(kind) for tensor in (self.features, self.wanted, self.example_weights)))
+        tensors = (self.features, self.wanted, self.example_weights)
+        return _Rows(*(tensor.to(kind) for tensor in tensors), self.variances)
 
     def choose_strength(
         self, seed: int, held_out: tuple[np.ndarray, Targets] | None
     ) -> tuple[float, float, torch.Tensor | None]:
         """The strength, the held-out loss of its cross-validation, and parameters near those of all of train."""
+        if not self.wanted.shape[1]:
+            return DEFAULT_STRENGTH, float("nan"), None
         cut = folds(self.targets.values, self.targets.labels, seed)
         if not cut:
             if held_out is None:
@@ -253,7 +257,8 @@ class _Axes:
 
     def coordinates(self, features: torch.Tensor) -> torch.Tensor:
         """``features`` [rows, features] along the axes, [rows, count]."""
-        return torch.ormqr(*self.reflectors, features, left=False)[:, : self.count].contiguous()
+        # transposed, since LAPACK writes columns: rows then lie in one piece without another copy
+        return torch.ormqr(*self.reflectors, features.T, transpose=True).T[:, : self.count].contiguous()
 
     def turned_back(self, weights: torch.Tensor) -> torch.Tensor:
         """Weights [columns, features] of features from those of their coordinates, [columns, count]."""
@@ -271,6 +276,8 @@ class _Rows:
     """[rows, columns]: 0/1 (softmax: one 1 in each row), or values."""
     weights: torch.Tensor
     """[rows]."""
+    variances: torch.Tensor
+    """[features] float64 sums of squares, falling as far as known."""
 
 
 def _main_directions(features: torch.Tensor) -> torch.Tensor:
@@ -289,7 +296,7 @@ def _main_directions(features: torch.Tensor) -> torch.Tensor:
             basis, _ = torch.linalg.qr(single.T @ (single @ basis))
         basis = basis.double()
     along = features @ basis
-    return basis @ torch.linalg.eigh(along.T @ along)[1]
+    return basis @ torch.linalg.eigh(along.T @ along)[1].flip(1)
 
 
 def _raw(rows: _Rows, parameters: torch.Tensor) -> torch.Tensor:
@@ -331,8 +338,7 @@ def _solve(
     importance = (counted.to(rows.features.dtype) * rows.weights[:, None])[:, :, None]
     share = 1 / float(rows.weights.sum())  # of the mean loss, whose size does not grow with the data
     penalty = share / strength
-    variances = rows.features.double().square().sum(0)
-    stretch = functional.pad((share * variances + penalty / CURVATURE[kind]) ** 0.5, (0, 1), value=1.0)  # the bias: 1
+    stretch = functional.pad((share * rows.variances + penalty / CURVATURE[kind]) ** 0.5, (0, 1), value=1.0)  # bias: 1
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = torch.from_numpy(flat).view(shape) / stretch

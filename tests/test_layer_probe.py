@@ -220,3 +220,13 @@ def test_a_class_that_no_example_has_is_never_predicted():
     assert logits[0, 1:].tolist() == [CERTAIN, -CERTAIN]
     expected = sklearn_logits(features, flags[:, :1], MULTI, 0.1)[:, 0]
     np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_validation", [False, True])
+def test_where_all_labels_are_settled_there_is_nothing_to_choose(with_validation):
+    features = make_features()
+    targets = Targets(np.tile([1.0, 1.0, 0.0], (len(features), 1)), MULTI)
+    validation = (features[None], targets) if with_validation else None
+    choice = choose_probe(features[None], targets, validation, ["0"], 0)
+    assert choice.head.logits(features)[0].tolist() == [CERTAIN, CERTAIN, -CERTAIN]
+    assert choice.strength == DEFAULT_STRENGTH

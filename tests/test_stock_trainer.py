@@ -8,8 +8,10 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import WORDS, make_checkpoint
 
@@ -17,37 +19,49 @@ RATES = {"full": 1e-2, "freeze": 1e-2, "lora": 1e-2, "probe": 1e-1}
 
 
 @pytest.fixture(scope="module")
-def sides(root: Path):
-    """The modules measuring, our_side and stock_trainer of benchmarks/, which are no part of the package."""
+def benchmarks(root: Path):
+    """Modules of benchmarks/, which are no part of the package."""
     sys.path.insert(0, str(root / "benchmarks"))
-    yield [importlib.import_module(name) for name in ("measuring", "our_side", "stock_trainer")]
+    names = ("measuring", "our_side", "stock_trainer", "throughput")
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     sys.path.remove(str(root / "benchmarks"))
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Path:
-    """Texts of 2 to 30 words, good ones with one class of words more often; 70 train rows leave a small last window."""
+@pytest.fixture(autouse=True)
+def one_multiplication(benchmarks, monkeypatch):
+    """The speed of the machine is not asked here."""
+    monkeypatch.setattr(benchmarks.measuring, "MATMUL_SECONDS", 0.0)
+
+
+def make_rows(counts: dict[str, int]) -> list[dict[str, str]]:
+    """Texts of 2 to 30 words, of which good and bad ones share few."""
     rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lines = []
-    for split, count in (("train", 70), ("validation", 8), ("test", 40)):
+    rows = []
+    for split, count in counts.items():
         for i in range(count):
             good = bool(rng.integers(2))
             words = rng.choice(WORDS[:24] if good else WORDS[18:], rng.integers(2, 31))
             label = "good" if good else "bad"
-            lines.append({"id": f"{split}{i}", "text": " ".join(words), "label": label, "split": split})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            rows.append({"id": f"{split}{i}", "text": " ".join(words), "label": label, "split": split})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """70 train rows leave a small last window."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [json.dumps(row) for row in make_rows({"train": 70, "validation": 8, "test": 40})]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("way", RATES)
-def test_a_training_ends_where_the_stock_trainer_ends(way, sides, rows, tmp_path, monkeypatch):
-    measuring, ours, stock = sides
-    monkeypatch.setattr(measuring, "MATMUL_SECONDS", 0.0)
-    order = measuring.Order(
+@pytest.fixture
+def order(benchmarks, rows, tmp_path):
+    """What both sides are told; the start is drawn."""
+    order = benchmarks.measuring.Order(
         side="begin",
-        way=way,
-        case=way,
+        way="full",
+        case="full",
         checkpoint=str(make_checkpoint(tmp_path / "checkpoint")),
         size="",
         rows=str(rows),
@@ -55,7 +69,7 @@ def test_a_training_ends_where_the_stock_trainer_ends(way, sides, rows, tmp_path
         limit=24,
         window=32,
         epochs=4,
-        learning_rate=RATES[way],
+        learning_rate=1e-2,
         frozen_layers=1,
         seed=3,
         device="cpu",
@@ -66,10 +80,49 @@ def test_a_training_ends_where_the_stock_trainer_ends(way, sides, rows, tmp_path
         dropout=0.0,
         shape={"layers": 2, "hidden": 16, "inner": 24, "layer_weights": 1792, "mean_length": 16, "context": 16},
     )
-    order = replace(order, **ours.draw_head(order))
-    expected, found = (side.train(replace(order, output=str(tmp_path / side.__name__))) for side in (stock, ours))
+    return replace(order, **benchmarks.our_side.draw_head(order), output=str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("way", RATES)
+def test_a_training_ends_where_the_stock_trainer_ends(way, benchmarks, order):
+    order = replace(order, way=way, case=way, learning_rate=RATES[way])
+    expected, found = (side.train(order) for side in (benchmarks.stock_trainer, benchmarks.our_side))
     assert found["tokens_by_step"] == expected["tokens_by_step"] and len(found["tokens_by_step"]) == 12
     assert found["final_loss"] == pytest.approx(expected["final_loss"], rel=1e-4)
     assert found["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-4)
     assert found["predicted"] == expected["predicted"]
     assert found["final_loss"] < 0.66, "where nothing is learnt all would be equal"
+
+
+def test_a_trainer_that_groups_by_length_is_scored_on_its_own_rows(benchmarks, order):
+    still = replace(order, learning_rate=0.0, epochs=1)
+    plain, grouped = (benchmarks.stock_trainer.train(replace(still, way=way)) for way in ("full", "full grouped"))
+    assert grouped["tokens_by_step"] != plain["tokens_by_step"]
+    assert grouped["test_loss"] == pytest.approx(plain["test_loss"], rel=1e-6), "of each row's own label"
+
+
+def test_a_pair_is_measured_on_equal_work(benchmarks, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "shared" / "data" / "fdu_mtl"
+    data.mkdir(parents=True)
+    table = pd.DataFrame(make_rows({"train": 100, "test": 60})).assign(domain="books")
+    for split, part in table.groupby("split"):
+        part.to_parquet(data / f"{split}.parquet")
+    throughput = benchmarks.throughput
+
+    def child(order, threads):
+        return throughput.obey(order) | ({} if order.side in throughput.BEGINNINGS else {"whole_seconds": 1.0})
+
+    monkeypatch.setattr(throughput, "child", child)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    words = f"--shared {tmp_path / 'shared'} --checkpoint {checkpoint} --work {tmp_path / 'work'} --dropout 0 --pairs 1"
+    words += f" --examples 70 --test_examples 40 --output {tmp_path / 'out.json'}"
+    monkeypatch.setattr(sys, "argv", ["throughput.py", *words.split()])
+    throughput.main()
+    record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert record["quality"]["equal_outputs"] == 1.0 and record["settings"]["dropout"] == 0.0
+    assert record["ours"]["final_loss"] == pytest.approx(record["stock"]["final_loss"], rel=1e-5)
+    assert not list((tmp_path / "work" / "full").glob("*_start")), "a start is as large as a model"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--case", "evaluation"])
+    with pytest.raises(SystemExit):
+        throughput.main()
+    assert "--dropout 0.0: in the case evaluation not both sides take steps" in capsys.readouterr().err
