@@ -175,8 +175,8 @@ class _Problem:
 
     def rows(self, kind: torch.dtype) -> _Rows:
         """What the solver sees, in single or double precision."""
-        tensors = (self.features, self.wanted, self.example_weights)
-        return _Rows(*(tensor.to(kind) for tensor in tensors), self.variances)
+        features, wanted, weights = (part.to(kind) for part in (self.features, self.wanted, self.example_weights))
+        return _Rows(features, wanted, weights, self.variances)
 
     def choose_strength(
         self, seed: int, held_out: tuple[np.ndarray, Targets] | None
