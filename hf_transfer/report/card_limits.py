@@ -86,7 +86,7 @@ def _elsewhere(results: Results, rows: Sequence[DomainRow]) -> Iterator[str]:
 
 
 def _loss(metric: str, gap: float) -> str:
-    """``less than 0.1 points`` where so little is lost that it would be written as nothing."""
+    """``less than 0.1 points`` where so little is lost that it would be written as nothing; only points can be."""
     shown = format_difference(metric, gap)
     return "less than 0.1 points" if shown == format_difference(metric, 0.0) else shown
 
