@@ -24,7 +24,7 @@ from hf_transfer.errors import InputError
 from hf_transfer.launch import peak_memory_bytes, precision_name, reset_peak_memory, start_processes
 from hf_transfer.metrics import choose_metrics, score
 from hf_transfer.predict import predict
-from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained, longest_input
+from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
 from hf_transfer.records import (
     Artefact,
     LabelSpace,
@@ -60,6 +60,10 @@ class _Fitted:
     predict_seconds: float
     rule: str
     """How whatever it chose was chosen."""
+    max_length: int | None = None
+    """Tokens of an example at most; None where texts are read whole."""
+    truncated: int = 0
+    """Examples that are longer."""
 
 
 def score_controls(config: RunConfig, text: Text, adapt: Callable[..., Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -100,7 +104,6 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
         return {}
     write_translations(Path(config.output_dir) / "translations", fitted.test, labels)
     value = score(metrics[0], fitted.validation) if len(fitted.validation.example_ids) else math.nan
-    opened = fitted.pretrained
     return build_results(
         task=config.task,
         seed=config.seed,
@@ -108,10 +111,10 @@ def score_control(name: str, config: RunConfig, text: Text, adapt: Callable[...,
         config=dataclasses.asdict(config),
         table=text.table,
         splits=splits,
-        truncated=0,
-        max_length=longest_input(opened.model, opened.tokenizer, config.data.max_length) if opened else None,
+        truncated=fitted.truncated,
+        max_length=fitted.max_length,
         labels=labels,
-        pretrained=opened,
+        pretrained=fitted.pretrained,
         trainable=TrainableSummary(fitted.trainable, fitted.total, ()),
         trained=not_by_the_loop(Selection(fitted.rule, metrics[0], 0, value), fitted.fit_seconds, len(splits.train)),
         shift=shift,
@@ -168,7 +171,7 @@ def _before(config: RunConfig, text: Text, accelerator: Accelerator) -> _Fitted:
     started = time.perf_counter()
     pretrained = load_pretrained(config.model, found, task.auto_class, task.head(labels), True, config.seed)
     labels = task.settle(labels, pretrained, config)
-    encoded, _ = encode(text, labels, pretrained, task, config.data.max_length)
+    encoded, limit = encode(text, labels, pretrained, task, config.data.max_length)
     metrics = choose_metrics(config.evaluate, labels.problem, len(text.splits.validation))
     functions = task.bind(labels, pretrained, config, metrics)
     model = pretrained.model.to(accelerator.device)
@@ -182,7 +185,10 @@ def _before(config: RunConfig, text: Text, accelerator: Accelerator) -> _Fitted:
     total = sum(p.numel() for p in model.parameters())
     validation = predict_rows(draw_validation(encoded.validation, labels, config))
     return _Fitted(
-        labels, test, validation, pretrained, 0, total, loaded - started, predicted - loaded, "nothing is chosen"
+        *(labels, test, validation, pretrained, 0, total, loaded - started, predicted - loaded),
+        rule="nothing is chosen",
+        max_length=limit,
+        truncated=encoded.truncated,
     )
 
 

@@ -129,19 +129,12 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
     """
     import torch
 
-    if engine not in (None, *ENGINES):
-        raise InputError(f"there is no engine {engine!r}: use {', '.join(ENGINES[:-1])} or {ENGINES[-1]}.")
     folder = Path(path)
-    exports = {"ctranslate2": _export_of(folder), "onnx": _onnx_of(folder)}
-    own = next((name for name, export in exports.items() if export == folder), "torch")
-    engine = engine or own
+    engine = engine_of(folder, engine)
     if engine == "ctranslate2":
-        return _load_export(folder, exports["ctranslate2"], device)
+        return _load_export(folder, _export_of(folder), device)
     if engine == "onnx":
-        return _load_onnx(folder, exports["onnx"], device)
-    if own != "torch":
-        kind = {"ctranslate2": "a CTranslate2", "onnx": "an ONNX"}[own]
-        raise InputError(f"{path} is {kind} export, which torch cannot open: leave --engine torch out.")
+        return _load_onnx(folder, _onnx_of(folder), device)
     check_device(device)
     if (folder / "results.json").is_file() and (folder / "model").is_dir():
         folder = folder / "model"
@@ -162,6 +155,23 @@ def load(path: str | Path, device: str | None = None, engine: str | None = None)
         raise InputError(f"{path} holds neither config.json nor adapter_config.json: it is not a saved model.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(device).eval(), tokenizer, labels, max_length)
+
+
+def engine_of(path: str | Path, engine: str | None) -> str:
+    """The engine that ``load`` opens ``path`` with.
+
+    Raises:
+        InputError: there is no such engine, or torch is asked to open an export.
+    """
+    if engine not in (None, *ENGINES):
+        raise InputError(f"there is no engine {engine!r}: use {', '.join(ENGINES[:-1])} or {ENGINES[-1]}.")
+    folder = Path(path)
+    exports = {"ctranslate2": _export_of(folder), "onnx": _onnx_of(folder)}
+    own = next((name for name, export in exports.items() if export == folder), "torch")
+    if engine == "torch" and own != "torch":
+        kind = {"ctranslate2": "a CTranslate2", "onnx": "an ONNX"}[own]
+        raise InputError(f"{path} is {kind} export, which torch cannot open: leave --engine torch out.")
+    return engine or own
 
 
 def check_device(device: str | None) -> None:

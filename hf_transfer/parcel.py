@@ -241,7 +241,8 @@ def _shift_table(results: Mapping[str, Any]) -> str:
     """Scores of the model and its controls, a line each."""
     names = ("stage", "domain", "role", "split", "count", "metric", "value", "low", "high")
     table = io.StringIO()
-    writer = csv.DictWriter(table, names, extrasaction="ignore", lineterminator="\n")
+    # names in quotes: Python before 3.11.9 and 3.12.3 sets none around a carriage return, and readers end the row there
+    writer = csv.DictWriter(table, names, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows(results["scores"])
     return table.getvalue()

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from hf_transfer.errors import InputError, RunError
-from hf_transfer.loading import LoadedModel, TextPredictions, check_device, load
+from hf_transfer.loading import LoadedModel, TextPredictions, check_device, engine_of, load
 from hf_transfer.translating import Translator
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -52,7 +52,8 @@ def predict_file(
         raise InputError(f"--output {target} exists: choose another file, or pass --overwrite.")
     if not target.absolute().parent.is_dir():
         raise InputError(f"--output {target}: the folder {target.parent} does not exist.")
-    check_device(device)
+    if engine_of(model, engine) == "torch":
+        check_device(device)
     rows = RowReader(source)
     wanted = [text_column, *([text_pair_column] if text_pair_column else [])]
     columns = _check_rows(rows, wanted, as_table=target.suffix.lower() != ".jsonl")

@@ -134,6 +134,19 @@ def test_before_trains_nothing_and_says_so(fitting, source):
     assert results["data"]["max_length"] == limit < min(plain.config.max_position_embeddings, config.data.max_length)
 
 
+def test_before_counts_the_texts_that_it_cuts_as_the_run_beside_it_does(fitting, source):
+    config = config_of(fitting, source)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=8))
+    text = text_of(config)
+    found = score_control("before", config, text, never)["data"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(fitting)
+    rows = [*text.splits.train["text"], *text.splits.validation["text"]]
+    rows += [words for domain in text.splits.test.values() for words in domain["text"]]
+    longer = sum(len(tokenizer(words).input_ids) > 8 for words in rows)
+    assert (found["max_length"], found["truncated"]) == (8, longer)
+    assert 0 < longer < len(rows), "all or none would prove little"
+
+
 @pytest.mark.parametrize("form", ["no head", "unnamed", "other names", "random"])
 def test_before_does_not_apply_without_a_head_for_these_classes(form, headless, fitting, source, tmp_path):
     checkpoint = {

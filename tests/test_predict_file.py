@@ -290,6 +290,8 @@ def test_a_column_that_probabilities_would_replace_is_refused(models, tmp_path, 
         (["--text_column", "a", "--text_pair_column", "b"], "has no column a, b; its columns: id, text"),
         (["--device", "gpu"], "--device gpu cannot be used here"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["--device", "cuda:99", "--engine", "onnx"], "has no ONNX export"),  # torch's devices are not its own
+        (["--device", "cuda:99", "--engine", "ctranslate2"], "does not translate"),
         (["--model", "nowhere"], "nowhere is not a folder: give the model folder of a run"),
     ],
 )

@@ -1,7 +1,9 @@
 """A push to a Hub on localhost: what travels, that it arrives whole or not at all, and what it never tells."""
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -134,6 +136,17 @@ def test_a_second_push_of_the_same_makes_no_commit_and_says_so(hub, run, capsys)
     assert len(commits(hub)) == 2
     assert {method for method, _ in hub.seen[before:]} == {"GET"}
     assert "Already there" in capsys.readouterr().out
+
+
+def test_the_table_of_scores_is_read_back_as_it_is_whatever_domains_are_called(tmp_path):
+    results = make_controlled_results()
+    for i, score in enumerate(results["scores"]):
+        score["domain"] += ("\r", '"', ",", "\n", " ;")[i % 5] + "x"
+    run = make_run(tmp_path / "run", results)
+    (table,) = (file.content for file in pack(run, "me/model").files if file.path == "shift.csv")
+    rows = list(csv.DictReader(io.StringIO(table.decode(), newline="")))
+    assert [row["domain"] for row in rows] == [score["domain"] for score in results["scores"]]
+    assert [float(row["value"]) for row in rows] == [score["value"] for score in results["scores"]]
 
 
 def test_scores_on_a_data_set_of_the_hub_travel_in_the_form_of_leaderboards(hub, tmp_path):
