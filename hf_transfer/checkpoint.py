@@ -24,11 +24,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hf_transfer.config import TRAINED_ALIKE, share_of_general
 from hf_transfer.errors import InputError, NotWritten, RunError
 from hf_transfer.launch import whole_tensor
 from hf_transfer.records import RunState
 
 AVERAGES = ("exp_avg", "exp_avg_sq", "step")
+AFTER_TRAINING = ("adapt.interpolation", "adapt.general_weight")
+"""Settings of what ``interpolated`` does with a model that is trained."""
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Training that several runs of a comparison have in common, and one of them does."""
+
+    taken_from: Path | None = None
+    """The checkpoint to go on from."""
+    passed_on: bool = False
+    """Another run will go on from this one's last step."""
+
+
+BY_ITSELF = Handover()
+"""Of a run that has no training in common with others."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,8 @@ class RunFolder:
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What must be equal for a checkpoint to be continued from."""
     resume_from: Path | None = None
+    keeps_end: bool = False
+    """The state after the last step is written, for other runs to go on from."""
 
     @property
     def continues_here(self) -> bool:
@@ -172,19 +191,42 @@ def find_checkpoint_to_resume(folder: Path, resume: str | None) -> tuple[Path | 
 
 
 def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to continue a run of another kind: the fields that decide the numbers must be the same."""
-    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
-    current = json.loads(json.dumps(identity))
-    if saved.get("train.precision") == "auto":  # of an earlier version, which did not say what that had become
-        current.pop("train.precision", None)
-    differing = [
-        f"{name} was {saved.get(name)!r}, now {current[name]!r}" for name in current if saved.get(name) != current[name]
-    ]
+    """Refuse to continue a run of another kind.
+
+    Raises:
+        InputError: not all fields that decide the numbers are the same.
+    """
+    differing = differing_fields(path, identity)
     if differing:
         raise InputError(
             f"--train.resume: {path.name} belongs to another run ({'; '.join(differing[:5])}). "
             "Resume with the same settings, or start afresh with another --output_dir."
         )
+
+
+def differing_fields(path: Path, identity: Mapping[str, Any]) -> list[str]:
+    """What decides the numbers of training and is not the same in the checkpoint ``path``, in words."""
+    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
+    current = json.loads(json.dumps(identity))
+    if saved.get("train.precision") == "auto":  # of an earlier version, which did not say what that had become
+        current.pop("train.precision", None)
+    then, now = training_of(saved), training_of(current)
+    differing = []
+    for name in [name for name in now if then.get(name) != now[name]]:
+        given = (saved.get(name), current[name])
+        was, is_now = given if given[0] != given[1] else (then.get(name), now[name])
+        differing.append(f"{name} was {was!r}, now {is_now!r}")
+    return differing
+
+
+def training_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``identity`` decides what the loop learns: the same for strategies that train alike."""
+    strategy = identity.get("adapt.strategy")
+    if strategy not in TRAINED_ALIKE:
+        return dict(identity)
+    share = share_of_general(strategy, identity.get("data.general_share"))
+    alike = {**identity, "adapt.strategy": TRAINED_ALIKE[0], "data.general_share": share}
+    return {name: value for name, value in alike.items() if name not in AFTER_TRAINING}
 
 
 def load_state(path: Path) -> RunState:

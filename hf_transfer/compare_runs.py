@@ -1,13 +1,15 @@
 """Floor 5: compare strategies: plan the runs, make those that are not finished, and report on all of them.
 
 Runs are made one after the other over the same text, so that what one has read, encoded or computed with a frozen
-body serves the next. Each leaves a folder with its results.json; a comparison that was killed finds those and goes on.
+body serves the next; strategies that train alike (``full`` and ``interpolated``, say) train once. Each run leaves a
+folder with its results.json; a comparison that was killed finds those and goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 import shutil
@@ -20,11 +22,13 @@ from typing import Any
 from datasets import disable_progress_bars
 
 from hf_transfer.batching import steps_of, window_count
+from hf_transfer.checkpoint import Handover, find_checkpoint_to_resume, load_state, training_of
 from hf_transfer.comparison import Setting, join, name_of
 from hf_transfer.config import (
     COMPARE_DEFAULTS,
     CONTROLS,
     OF_ADAPTERS,
+    TRAINED_ALIKE,
     AdaptConfig,
     CompareConfig,
     DataConfig,
@@ -32,11 +36,11 @@ from hf_transfer.config import (
     TrainConfig,
     check_config,
     from_nested,
+    share_of_general,
     to_yaml,
 )
 from hf_transfer.control_runs import DOES_NOT_APPLY, score_control, scratch_config
 from hf_transfer.domain_distances import measure_distances
-from hf_transfer.encoding import share_of_general
 from hf_transfer.errors import InputError, RunError, printable
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.folder import deciding_settings, feature_folder
@@ -137,6 +141,7 @@ def _compare(config: CompareConfig) -> dict[str, Any]:
     texts = Texts()
     plan = plan_runs(config, texts)
     done = _finished(plan, output_dir, texts, config.overwrite)
+    courses = _courses(plan)
     find_checkpoint(config.model)  # a comparison without its checkpoint has failed before it begins
     accelerator = start_processes(config.train, "", 1)
     accelerator.wait_for_everyone()  # all have looked before anything is written
@@ -152,7 +157,10 @@ def _compare(config: CompareConfig) -> dict[str, Any]:
                 continue
             if accelerator.is_main_process:
                 print(f"run {number} of {len(plan)}: {run.name}", flush=True)
-            failures |= _make(run, texts, accelerator.is_main_process)
+            handover = _handover(run, courses[run.name], done)
+            failures |= _make(run, texts, handover, accelerator.is_main_process)
+            if accelerator.is_main_process:
+                _drop_checkpoints(run, courses[run.name], done)
             accelerator.wait_for_everyone()
     here("writing the report")
     results: dict[str, Any] = {}
@@ -347,6 +355,17 @@ def _slug(text: str) -> str:
     )
 
 
+def _courses(plan: Sequence[PlannedRun]) -> dict[str, list[str]]:
+    """For each run the names of those that train alike, itself included, in their order."""
+    courses: dict[str, list[str]] = {}
+    for run in plan:
+        decides: dict[str, Any] = {"run": run.name}
+        if run.strategy in TRAINED_ALIKE:
+            decides = training_of(deciding_settings(run.config)) | {"seed": run.config.seed}
+        courses.setdefault(json.dumps(decides, sort_keys=True), []).append(run.name)
+    return {name: names for names in courses.values() for name in names}
+
+
 # ---- making them -----------------------------------------------------------------------------------------------
 
 
@@ -424,7 +443,28 @@ def _open_folder(config: CompareConfig, plan: Sequence[PlannedRun]) -> None:
     write_json(folder / "plan.json", [run.facts for run in plan])
 
 
-def _make(run: PlannedRun, texts: Texts, is_main: bool) -> dict[str, str]:
+def _handover(run: PlannedRun, course: Sequence[str], done: set[str]) -> Handover:
+    """From which run of its ``course`` a run takes training over, and whether others will go on from its own."""
+    runs = Path(run.config.output_dir).parent
+    found = [find_checkpoint_to_resume(runs / name / "checkpoints", "auto")[0] for name in course if name != run.name]
+    furthest = max(filter(None, found), key=lambda path: load_state(path).step, default=None)
+    return Handover(furthest, passed_on=bool(_left(run, course, done)))
+
+
+def _drop_checkpoints(run: PlannedRun, course: Sequence[str], done: set[str]) -> None:
+    """Of finished runs of a ``course`` that none goes on from any more: models are saved, or were not wanted."""
+    runs = Path(run.config.output_dir).parent
+    for name in course if not _left(run, course, done) else ():
+        if (runs / name / "results.json").is_file():
+            shutil.rmtree(runs / name / "checkpoints", ignore_errors=True)
+
+
+def _left(run: PlannedRun, course: Sequence[str], done: set[str]) -> list[str]:
+    """Runs of a ``course`` that are to be made after ``run``."""
+    return [name for name in course[course.index(run.name) + 1 :] if name not in done]
+
+
+def _make(run: PlannedRun, texts: Texts, handover: Handover, is_main: bool) -> dict[str, str]:
     """Make one run; its failure is returned by name, with what went wrong, and does not stop the others."""
     folder = Path(run.config.output_dir)
     try:
@@ -435,7 +475,7 @@ def _make(run: PlannedRun, texts: Texts, is_main: bool) -> dict[str, str]:
         elif run.strategy in CONTROLS:
             results = score_control(run.strategy, run.config, text, adapt)
         else:
-            results = adapt(run.config, text, run.keep_model).results
+            results = adapt(run.config, text, run.keep_model, handover=handover).results
     except (InputError, RunError, RuntimeError, ValueError, MemoryError, OSError) as error:
         met_by_all(f"run {run.name}", error)
         if is_main and DOES_NOT_APPLY in str(error):
@@ -449,7 +489,6 @@ def _make(run: PlannedRun, texts: Texts, is_main: bool) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(run.config))
         (folder / "error.txt").unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is saved, or was not wanted
         write_report(folder, results)
     return {}
 

@@ -28,6 +28,8 @@ CONTROLS_OF = {
     "translation": ("before", "scratch"),
 }
 CONTROLS = CONTROLS_OF["classification"]
+TRAINED_ALIKE = ("full", "mixed", "interpolated")
+"""Strategies of one training: they differ in how much general text is mixed in, and in what follows it."""
 SEED_LIMIT = 2**32
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 RATES = {
@@ -63,6 +65,14 @@ COMPARE_DEFAULTS: dict[str, dict[str, Any]] = {
     "translation": {"strategies": ("freeze", "lora", "full", "interpolated"), "controls": ("before", "scratch")},
 }
 """Of a comparison, on top of the task's own."""
+
+
+def share_of_general(strategy: str, share: float | None) -> float | None:
+    """Part of the tokens of an epoch that general text has under ``strategy``, of which ``data.general_share`` is
+    ``share``; None where none is mixed in."""
+    return 0.5 if share is None and strategy == "mixed" else share
+
+
 _OF_TRANSLATION = (
     "data.source_column",
     "data.target_column",

@@ -30,12 +30,6 @@ def encode(
     return text.shared[key], limit
 
 
-def share_of_general(strategy: str, share: float | None) -> float | None:
-    """Part of the tokens of an epoch that general text has under ``strategy``, of which ``data.general_share`` is
-    ``share``; None where none is mixed in."""
-    return 0.5 if share is None and strategy == "mixed" else share
-
-
 def mix_general(encoded: EncodedSplits, share: float, seed: int) -> tuple[EncodedSplits, str]:
     """``encoded`` with general text mixed into train, and a sentence about how much.
 

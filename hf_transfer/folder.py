@@ -16,7 +16,16 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_transfer.checkpoint import RunFolder, check_identity, find_checkpoint_to_resume, flush, load_state
+from hf_transfer.checkpoint import (
+    BY_ITSELF,
+    Handover,
+    RunFolder,
+    check_identity,
+    differing_fields,
+    find_checkpoint_to_resume,
+    flush,
+    load_state,
+)
 from hf_transfer.config import CompareConfig, RunConfig, to_yaml
 from hf_transfer.errors import InputError, NotWritten, RunError
 
@@ -94,10 +103,12 @@ def check_output_dir(config: RunConfig) -> Path:
     return folder
 
 
-def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerator) -> tuple[RunFolder, tuple[str, ...]]:
+def open_run_folder(
+    config: RunConfig, fingerprint: str, accelerator: Accelerator, handover: Handover = BY_ITSELF
+) -> tuple[RunFolder, tuple[str, ...]]:
     """Clear what an earlier run left (its checkpoints stay where this run continues from them) and write the config.
 
-    Returns where training writes, and sentences about damaged checkpoints.
+    Returns where training writes, and sentences about damaged checkpoints, and training that was taken over.
 
     Raises:
         InputError: a checkpoint to resume that is absent, damaged or of another run, and nothing has been changed; or
@@ -105,7 +116,13 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
     """
     folder = Path(config.output_dir)
     resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
-    identity = run_identity(config, fingerprint, accelerator)
+    identity, taken = run_identity(config, fingerprint, accelerator), handover.taken_from
+    if resume_from is None and taken is not None and not differing_fields(taken, identity):
+        resume_from = taken
+        notes.append(
+            f"training was taken over from {taken.parent.parent.name}, which trains alike; its seconds, tokens and "
+            "memory are told here too"
+        )
     if resume_from is not None:
         check_identity(resume_from, identity)
     # all have looked before anything goes, and go on from the same place
@@ -128,12 +145,13 @@ def open_run_folder(config: RunConfig, fingerprint: str, accelerator: Accelerato
             else:
                 path.unlink(missing_ok=True)
         _write_durably(folder / "config.yaml", to_yaml(config))
-        _bring_best(resume_from, folder / "checkpoints")
+        _bring_along(resume_from, folder)
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         _see_the_same(_config_in(folder, to_yaml(config)), "find a config.yaml", folder)
     notes += _other_processes(resume_from, accelerator.num_processes)
-    return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from), tuple(notes)
+    keeps_end = handover.passed_on
+    return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from, keeps_end), tuple(notes)
 
 
 def _write_durably(path: Path, text: str) -> None:
@@ -245,14 +263,18 @@ def feature_folder(config: RunConfig | CompareConfig) -> Path:
     return Path(config.output_dir) / "features" / os.environ.get("RANK", "0")
 
 
-def _bring_best(resume_from: Path | None, checkpoints: Path) -> None:
+def _bring_along(resume_from: Path | None, folder: Path) -> None:
     """What a run may end with lies beside the checkpoint: the best step so far, and the steps whose weights are
-    averaged; a run that continues it elsewhere needs them there."""
+    averaged; a run that continues it elsewhere needs them there, and its log begins with the steps before."""
+    checkpoints = folder / "checkpoints"
     if resume_from is None or resume_from.parent.resolve() == checkpoints.resolve():
         return
     for name in ("best", "average"):
         if (resume_from.parent / name).is_dir():
             shutil.copytree(resume_from.parent / name, checkpoints / name, dirs_exist_ok=True)
+    log = resume_from.parent.parent / "log.jsonl"
+    if log.is_file():
+        shutil.copyfile(log, folder / "log.jsonl")
 
 
 def _is_of_a_run(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 
 from hf_transfer.adapt import Adapted
 from hf_transfer.artefact import save_artefact
+from hf_transfer.checkpoint import BY_ITSELF, Handover
 from hf_transfer.comparison import compare_with_controls, join
 from hf_transfer.config import ReportConfig, RunConfig, check_config
 from hf_transfer.control_runs import score_controls
@@ -162,12 +163,15 @@ def _adapt_and_report(config: RunConfig) -> RunResult:
         return dataclasses.replace(finished, results=results)
 
 
-def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "adapted") -> RunResult:
+def adapt(
+    config: RunConfig, text: Text, keep_model: bool = True, stage: str = "adapted", handover: Handover = BY_ITSELF
+) -> RunResult:
     """One run from text to scores: train, score every domain, save the model and prove it; writes no results.json.
 
     Args:
         keep_model: save the artefact and prove that it loads.
         stage: what the scores are called: ``adapted``, or the name of the control that this run is.
+        handover: training that it has in common with other runs of a comparison.
 
     Raises:
         InputError, RunError: as ``run``.
@@ -194,7 +198,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
     # training
     higher_is_better = METRICS[metrics[0]].higher_is_better
     chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
-    folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator)
+    folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator, handover)
     padded = find_stacks(adapted.model).reason
     notes = (*prepared.notes, *resume_notes, *([padded] if padded else []))
     plans = plan_stages(adapted.stages, encoded.epoch_size, settings)
@@ -277,7 +281,7 @@ def adapt(config: RunConfig, text: Text, keep_model: bool = True, stage: str = "
                 predict_seconds=predict_seconds,
                 evaluate_seconds=evaluate_seconds,
                 scoring_padding=scoring_padding,
-                peak_memory_bytes=peak_memory_bytes(accelerator),
+                peak_memory_bytes=max(peak_memory_bytes(accelerator), trained.peak_memory_bytes),
                 artefact=artefact,
                 environment=describe_environment(
                     accelerator.num_processes, accelerator.device.type, precision_name(accelerator)

@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 
 from hf_transfer.adapt import Adapted, apply_strategy
-from hf_transfer.config import RunConfig, TrainConfig
+from hf_transfer.config import RunConfig, TrainConfig, share_of_general
 from hf_transfer.ctranslate2_engine import check_export
-from hf_transfer.encoding import encode, mix_general, share_of_general
+from hf_transfer.encoding import encode, mix_general
 from hf_transfer.layer_runs import LayersTold, settle_layers
 from hf_transfer.metrics import choose_metrics
 from hf_transfer.onnx_engine import check_onnx

@@ -284,6 +284,8 @@ class TrainResult:
     stopped_early: bool
     tokens_per_micro_batch: int = 0
     """The budget in the end: as given, as measured, or halved where memory ran out; 0 where no step was taken."""
+    peak_memory_bytes: int = 0
+    """Most memory held while steps were taken that this process did not see: before it went on from a checkpoint."""
 
 
 def not_by_the_loop(selection: Selection, seconds: float, examples: int) -> TrainResult:
@@ -341,6 +343,10 @@ class RunState:
     """How many shared the windows, from the start on: a number for each time that it changed."""
     most_tokens: int = 0
     """Of a micro-batch, since one had no room in memory; 0 before."""
+    tokens_per_micro_batch: int = 0
+    """What the budget was when this was written."""
+    peak_memory_bytes: int = 0
+    """Most memory that the main process had held by then."""
 
 
 @dataclass(frozen=True)

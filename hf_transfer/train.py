@@ -40,7 +40,7 @@ from hf_transfer.dropout import quick_dropout
 from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
-from hf_transfer.launch import sum_over_processes
+from hf_transfer.launch import peak_memory_bytes, sum_over_processes
 from hf_transfer.layers import LayerProbe
 from hf_transfer.model_selection import Chooser, ModelSelection
 from hf_transfer.on_device import send_batch
@@ -183,8 +183,10 @@ def train(
                     adapted.set_train_mode(accelerator.unwrap_model(model))
                     over = over or state.stopped_early
                 taken = notice.given(accelerator)  # the machine is about to be
-                if taken or _is_kept(state, over, settings, accelerator):
+                if taken or _is_kept(state, over, settings, folder, accelerator):
                     flush_log(log)
+                    peak = max(state.peak_memory_bytes, peak_memory_bytes(accelerator))
+                    state = replace(state, tokens_per_micro_batch=budget, peak_memory_bytes=peak)
                     checkpoint.save_checkpoint(
                         folder.checkpoints, model, names, optimizer, state, folder.identity, settings.keep_checkpoints,
                         accelerator,
@@ -208,7 +210,8 @@ def train(
         padding_tokens=state.padding_tokens,
         skipped_steps=state.skipped_steps,
         stopped_early=state.stopped_early,
-        tokens_per_micro_batch=budget,
+        tokens_per_micro_batch=budget or state.tokens_per_micro_batch,
+        peak_memory_bytes=state.peak_memory_bytes,
     )
 
 
@@ -375,8 +378,11 @@ def _agreed(seconds: float, settings: TrainConfig, accelerator: Accelerator) -> 
     return sum_over_processes([seconds], accelerator)[0] / accelerator.num_processes
 
 
-def _is_kept(state: RunState, over: bool, settings: TrainConfig, accelerator: Accelerator) -> bool:
-    """Whether a checkpoint is due: by its number, or at the end, so that what follows may fail. All processes ask."""
+def _is_kept(state: RunState, over: bool, settings: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> bool:
+    """Whether a checkpoint is due: by its number, or at the end, so that what follows may fail, or for another run. All
+    processes ask."""
+    if over and folder.keeps_end:
+        return True
     if settings.checkpoint_steps:
         return over or state.step % settings.checkpoint_steps == 0
     return over and sum_over_processes([state.train_seconds], accelerator)[0] > LONG_SECONDS * accelerator.num_processes

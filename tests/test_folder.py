@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hf_transfer import folder
-from hf_transfer.checkpoint import save_checkpoint
+from hf_transfer.checkpoint import Handover, save_checkpoint
 from hf_transfer.config import AdaptConfig, DataConfig, RunConfig, TrainConfig, to_yaml
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.folder import check_output_dir, disk_failures, drop_stale_features, open_run_folder
@@ -205,6 +205,55 @@ def test_a_run_of_other_settings_is_not_continued_and_its_folder_stays_as_it_was
     with pytest.raises(InputError, match=says):
         open_run_folder(replace(config, **changed), "f", ALONE)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+GENERAL = {"general_source": "general.tsv"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        (("full", None), ("interpolated", None), ""),
+        (("interpolated", None), ("full", None), ""),
+        (("mixed", None), ("interpolated", 0.5), ""),
+        (("full", 0.3), ("mixed", 0.3), ""),
+        (("full", None), ("mixed", None), "data.general_share was None, now 0.5"),
+        (("mixed", 0.3), ("interpolated", 0.4), "data.general_share was 0.3, now 0.4"),
+        (("lora", None), ("interpolated", None), "adapt.strategy was 'lora', now 'interpolated'"),
+    ],
+)
+def test_strategies_that_train_alike_continue_from_each_other(tmp_path, before, now, says):
+    def configured(strategy, share, **adapt):
+        data = DataConfig(**GENERAL, general_share=share)
+        adapt = AdaptConfig(strategy=strategy, **adapt)
+        return config_for(tmp_path, data=data, adapt=adapt, train=TrainConfig(resume="auto"))
+
+    save_step(tmp_path, open_run_folder(configured(*before), "f", ALONE)[0].identity)
+    point = {"interpolation": 0.4} if now[0] == "interpolated" else {}
+    if not says:
+        assert open_run_folder(configured(*now, **point), "f", ALONE)[0].done_steps == 3
+    else:
+        with pytest.raises(InputError, match=f"belongs to another run \\({says}\\)"):
+            open_run_folder(configured(*now, **point), "f", ALONE)
+
+
+def test_training_is_taken_over_with_its_log_where_there_is_none_of_its_own_and_it_is_alike(tmp_path):
+    config = config_for(tmp_path / "second", train=TrainConfig(resume="auto"))
+    identity = open_run_folder(config_for(tmp_path / "first"), "f", ALONE)[0].identity
+    save_step(tmp_path / "first", identity)
+    (tmp_path / "first" / "log.jsonl").write_text("steps", encoding="utf-8")
+    handover = Handover(tmp_path / "first" / "checkpoints" / "step-3", passed_on=True)
+    opened, notes = open_run_folder(config, "f", ALONE, handover)
+    assert (opened.resume_from, opened.keeps_end) == (handover.taken_from, True)
+    assert (tmp_path / "second" / "log.jsonl").read_text(encoding="utf-8") == "steps"
+    assert notes == (
+        "training was taken over from first, which trains alike; its seconds, tokens and memory are told here too",
+    )
+    other = replace(config, seed=1)
+    assert open_run_folder(replace(other, output_dir=str(tmp_path / "third")), "f", ALONE, handover)[0].done_steps == 0
+    save_step(tmp_path / "second", identity)
+    opened, notes = open_run_folder(config, "f", ALONE, handover)
+    assert (opened.continues_here, notes) == (True, ())
 
 
 TWO = SimpleNamespace(**(vars(ALONE) | {"num_processes": 2}))

@@ -1,19 +1,23 @@
 """A comparison of translations with a tiny model of random weights: which runs are made, and what is said of them."""
 
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from tiny_translation import PAIRS, make_translation_checkpoint
 
 import hf_transfer as ht
-from hf_transfer import compare_runs
+from hf_transfer import compare_runs, page, train
+from hf_transfer.config import RATES, TRAINED_ALIKE
 from hf_transfer.report import read_results
 
 pytestmark = pytest.mark.recipe
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def config(tmp_path_factory):
     """Two domains of 40 pairs each; the second one is also a target of which 8 pairs may be learnt from."""
     folder = tmp_path_factory.mktemp("compare")
     rows = []
@@ -22,7 +26,7 @@ def finished(tmp_path_factory):
             split = "test" if place < 12 else "validation" if place < 16 else "train"
             rows.append({"translation": {"en": source, "de": target}, "domain": domain, "split": split})
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    config = ht.CompareConfig(
+    return ht.CompareConfig(
         task="translation",
         data=ht.DataConfig(
             source=str(folder / "pairs.jsonl"),
@@ -42,7 +46,35 @@ def finished(tmp_path_factory):
         keep_models="none",
         output_dir=str(folder / "out"),
     )
+
+
+@pytest.fixture(scope="module")
+def finished(config):
     return ht.compare(config)
+
+
+@pytest.fixture
+def small(config, tmp_path):
+    """One seed, nothing learnt from the target."""
+    data = dataclasses.replace(config.data, target_examples=())
+    return dataclasses.replace(config, data=data, controls=(), seeds=(0,), output_dir=str(tmp_path / "out"))
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The steps of optimizers that are taken while a test runs."""
+    taken = []
+    plain = train.learn_window
+    monkeypatch.setattr(train, "learn_window", lambda *given, **named: (taken.append(1), plain(*given, **named))[1])
+    return taken
+
+
+def runs_of(config):
+    return Path(config.output_dir) / "runs"
+
+
+def results_of(folder, name):
+    return read_results(folder / "runs" / name)
 
 
 def test_every_strategy_seed_and_number_of_target_pairs_is_run(finished):
@@ -111,7 +143,86 @@ def test_a_share_of_general_text_is_learnt_from_by_mixed_and_interpolated_alone(
         controls=("before",),
         seeds=(0,),
     )  # fmt: skip
-    planned = {
-        run.strategy: run.config.data.general_share for run in compare_runs.plan_runs(config, compare_runs.Texts())
-    }
+    plan = compare_runs.plan_runs(config, compare_runs.Texts())
+    planned = {run.strategy: run.config.data.general_share for run in plan}
     assert planned == {"before": None, "full": None, "lora": None, "mixed": 0.3, "interpolated": 0.3}
+    courses = compare_runs._courses(plan)
+    assert courses.pop("mixed-s0") == courses.pop("interpolated-s0") == ["mixed-s0", "interpolated-s0"]
+    assert all(names == [name] for name, names in courses.items()), "the others learn from other text, or otherwise"
+    slower = dataclasses.replace(config, learning_rates={"mixed": 1e-4})
+    apart = compare_runs._courses(compare_runs.plan_runs(slower, compare_runs.Texts()))
+    assert all(names == [name] for name, names in apart.items()), "and at another rate nothing is alike"
+
+
+# strategies that train alike
+
+
+def test_strategies_that_train_alike_have_one_rate_where_none_is_given():
+    assert len({RATES["translation"][name] for name in TRAINED_ALIKE}) == 1
+
+
+def test_what_trains_alike_trains_once_for_each_seed_and_number_of_target_pairs(finished):
+    runs = {run["name"]: results_of(finished.output_dir, run["name"]) for run in finished.results["runs"]}
+    takers = [name for name, results in runs.items() if "taken over from" in " ".join(results["notes"])]
+    assert sorted(takers) == sorted(name for name in runs if name.startswith("interpolated"))
+    for name in takers:
+        donor = name.replace("interpolated", "full")
+        assert f"taken over from {donor}," in " ".join(runs[name]["notes"])
+        logs = [(finished.output_dir / "runs" / each / "log.jsonl").read_text("utf-8") for each in (name, donor)]
+        assert logs[0] == logs[1] != ""
+        for about in ("steps", "train_seconds", "tokens", "tokens_per_micro_batch"):
+            assert runs[name]["timing"][about] == runs[donor]["timing"][about] > 0, about
+        assert runs[name]["training"] == runs[donor]["training"]
+    assert not list(finished.output_dir.glob("runs/*/checkpoints"))
+
+
+@pytest.mark.parametrize("order", [("full", "interpolated"), ("interpolated", "full")])
+def test_a_run_whose_training_was_taken_over_is_the_run_by_itself(small, tmp_path, steps, order):
+    together = ht.compare(dataclasses.replace(small, strategies=order)).output_dir
+    assert len(steps) == 4
+    for name in order:
+        alone = ht.compare(dataclasses.replace(small, strategies=(name,), output_dir=str(tmp_path / name))).output_dir
+        found, expected = (results_of(folder, f"{name}-s0") for folder in (together, alone))
+        for about in ("scores", "examples", "translation", "selection", "strategy", "artefact"):
+            assert found[about] == expected[about], (name, about)
+        for said in sorted((alone / "runs" / f"{name}-s0" / "translations").iterdir()):
+            twin = together / "runs" / f"{name}-s0" / "translations" / said.name
+            assert said.read_bytes() == twin.read_bytes()
+    assert len(steps) == 12
+
+
+@pytest.mark.parametrize(("lost", "needed"), [(False, 4), (True, 8)])
+def test_a_comparison_that_was_killed_between_two_that_train_alike_goes_on(small, steps, monkeypatch, lost, needed):
+    pair, plain = dataclasses.replace(small, strategies=("full", "interpolated")), compare_runs.adapt
+
+    def killed_at_the_second(config, *given, **named):
+        if config.adapt.strategy == "interpolated":
+            raise KeyboardInterrupt
+        return plain(config, *given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(compare_runs, "adapt", killed_at_the_second)
+        ht.compare(pair)
+    if lost:
+        shutil.rmtree(runs_of(pair) / "full-s0" / "checkpoints")
+    finished = ht.compare(pair)
+    assert [run["status"] for run in finished.results["runs"]] == ["finished", "finished"]
+    assert len(steps) == needed
+    assert not list(runs_of(pair).glob("*/checkpoints"))
+
+
+def test_where_the_first_one_fails_after_its_training_the_second_goes_on_from_it(small, steps, monkeypatch):
+    pair, plain = dataclasses.replace(small, strategies=("full", "interpolated")), page.write_translations
+    failures = [ht.RunError("the disk is odd")]
+
+    def fails_once(*given):
+        if failures:
+            raise failures.pop()
+        plain(*given)
+
+    monkeypatch.setattr(page, "write_translations", fails_once)
+    assert [run["status"] for run in ht.compare(pair).results["runs"]] == ["finished", "failed"]
+    assert [path.parent.name for path in runs_of(pair).glob("*/checkpoints")] == ["full-s0"]
+    assert [run["status"] for run in ht.compare(pair).results["runs"]] == ["finished", "finished"]
+    assert len(steps) == 4
+    assert not list(runs_of(pair).glob("*/checkpoints"))
