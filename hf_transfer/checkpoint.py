@@ -58,7 +58,7 @@ class RunFolder:
     """What must be equal for a checkpoint to be continued from."""
     resume_from: Path | None = None
     keeps_end: bool = False
-    """The state after the last step is written, for other runs to go on from."""
+    """What is left after the last step is written, for other runs to go on from."""
 
     @property
     def continues_here(self) -> bool:
@@ -114,16 +114,20 @@ def save_checkpoint(
     folder: Path,
     model: nn.Module,
     names: Iterable[str],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     state: RunState,
     identity: Mapping[str, Any],
     keep: int,
     accelerator: Accelerator,
 ) -> None:
-    """Write ``folder/step-N``; older checkpoints beyond ``keep`` go once it is complete."""
+    """Write ``folder/step-N``; older checkpoints beyond ``keep`` go once it is complete.
+
+    ``optimizer``: None after the last step, where only the parameters are of use to others.
+    """
     module = accelerator.unwrap_model(model)
     tensors = read_parameters(module, names)
-    tensors |= _read_averages(module, optimizer)
+    if optimizer is not None:
+        tensors |= _read_averages(module, optimizer)
     if accelerator.is_main_process:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         record = {"state": dataclasses.asdict(state), "identity": dict(identity), "scaler": scaler}

@@ -56,6 +56,7 @@ from hf_transfer.report.shown import surest_mistakes
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_rows, read_text
 from hf_transfer.trackers import check_trackers
+from hf_transfer.translation_run import learns_vocabulary
 from hf_transfer.watch import here, met_by_all, one_for_all
 
 OUTPUTS = (
@@ -142,7 +143,8 @@ def _compare(config: CompareConfig) -> dict[str, Any]:
     plan = plan_runs(config, texts)
     done = _finished(plan, output_dir, texts, config.overwrite)
     courses = _courses(plan)
-    find_checkpoint(config.model)  # a comparison without its checkpoint has failed before it begins
+    if not learns_vocabulary(config):
+        find_checkpoint(config.model)  # a comparison without its checkpoint has failed before it begins
     accelerator = start_processes(config.train, "", 1)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     if accelerator.is_main_process:

@@ -160,10 +160,10 @@ def _before(config: RunConfig, text: Text, accelerator: Accelerator) -> _Fitted:
     """The checkpoint with the head that it came with, and all its layers: it expects what the last one puts out."""
     task = TASKS[config.task]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=None))
+    if text.labels.problem == "translation" and config.model.checkpoint.startswith("scratch:"):
+        raise InputError(f"control before {DOES_NOT_APPLY}: {config.model.checkpoint} starts from random weights.")
     found = find_checkpoint(config.model)
     labels, keeps_head = align_labels(text.labels, found)
-    if labels.problem == "translation" and found.random_weights:
-        raise InputError(f"control before {DOES_NOT_APPLY}: {config.model.checkpoint} starts from random weights.")
     if not keeps_head:
         raise InputError(
             f"control before {DOES_NOT_APPLY}: {found.id} has no head for {', '.join(labels.names) or 'these labels'}."

@@ -183,13 +183,14 @@ def train(
                     adapted.set_train_mode(accelerator.unwrap_model(model))
                     over = over or state.stopped_early
                 taken = notice.given(accelerator)  # the machine is about to be
-                if taken or _is_kept(state, over, settings, folder, accelerator):
+                due = taken or _is_kept(state, over, settings, accelerator)
+                if due or (over and folder.keeps_end):
                     flush_log(log)
                     peak = max(state.peak_memory_bytes, peak_memory_bytes(accelerator))
                     state = replace(state, tokens_per_micro_batch=budget, peak_memory_bytes=peak)
                     checkpoint.save_checkpoint(
-                        folder.checkpoints, model, names, optimizer, state, folder.identity, settings.keep_checkpoints,
-                        accelerator,
+                        folder.checkpoints, model, names, optimizer if due else None, state, folder.identity,
+                        settings.keep_checkpoints, accelerator,
                     )  # fmt: skip
                 if taken:
                     notice.leave(state.step, last_step)
@@ -378,11 +379,8 @@ def _agreed(seconds: float, settings: TrainConfig, accelerator: Accelerator) -> 
     return sum_over_processes([seconds], accelerator)[0] / accelerator.num_processes
 
 
-def _is_kept(state: RunState, over: bool, settings: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> bool:
-    """Whether a checkpoint is due: by its number, or at the end, so that what follows may fail, or for another run. All
-    processes ask."""
-    if over and folder.keeps_end:
-        return True
+def _is_kept(state: RunState, over: bool, settings: TrainConfig, accelerator: Accelerator) -> bool:
+    """Whether a checkpoint is due: by its number, or at the end, so that what follows may fail. All processes ask."""
     if settings.checkpoint_steps:
         return over or state.step % settings.checkpoint_steps == 0
     return over and sum_over_processes([state.train_seconds], accelerator)[0] > LONG_SECONDS * accelerator.num_processes

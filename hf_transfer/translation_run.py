@@ -35,7 +35,7 @@ from hf_transfer.tasks.translation import tagged
 if TYPE_CHECKING:
     from hf_transfer.step_log import ProgressBar
 
-SCRATCH = re.compile(r"scratch:(marian-\w+)")
+SCRATCH = re.compile(r"scratch:marian-\w+")
 TOKENS_PER_DATASTORE_BATCH = 4096
 
 
@@ -62,17 +62,21 @@ class TranslationExtra:
     layers: LayersTold = field(default_factory=LayersTold)
 
 
+def learns_vocabulary(config: RunConfig) -> bool:
+    """Whether the checkpoint is ``scratch:marian-SIZE``, a shape without a vocabulary."""
+    return config.task == "translation" and SCRATCH.fullmatch(config.model.checkpoint) is not None
+
+
 def with_vocabulary(config: RunConfig, text: Text) -> tuple[ModelConfig, tuple[str, ...]]:
     """The model's config with ``scratch:marian-SIZE`` as a folder: a vocabulary learnt from train, and a shape; and
     what there is to tell of the vocabulary."""
-    match = SCRATCH.fullmatch(config.model.checkpoint)
-    if match is None or config.task != "translation":
+    if not learns_vocabulary(config):
         return config.model, ()
     from hf_transfer.vocabulary import read_notices, scratch_folder
 
     train = text.splits.train
     folder = scratch_folder(
-        match[1],
+        config.model.checkpoint.removeprefix("scratch:"),
         train["source"][:],
         train["target"][:],
         Path(config.output_dir) / "vocabulary",

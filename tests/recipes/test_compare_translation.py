@@ -149,9 +149,20 @@ def test_a_share_of_general_text_is_learnt_from_by_mixed_and_interpolated_alone(
     courses = compare_runs._courses(plan)
     assert courses.pop("mixed-s0") == courses.pop("interpolated-s0") == ["mixed-s0", "interpolated-s0"]
     assert all(names == [name] for name, names in courses.items()), "the others learn from other text, or otherwise"
-    slower = dataclasses.replace(config, learning_rates={"mixed": 1e-4})
+    slower = dataclasses.replace(config, learning_rates=("mixed=1e-4",))
     apart = compare_runs._courses(compare_runs.plan_runs(slower, compare_runs.Texts()))
     assert all(names == [name] for name, names in apart.items()), "and at another rate nothing is alike"
+
+
+def test_models_of_random_weights_whose_vocabulary_is_learnt_too_are_compared(small):
+    model = ht.ModelConfig(checkpoint="scratch:marian-tiny", vocabulary_size=60)
+    settings = dataclasses.replace(small, model=model, strategies=("freeze", "full"), controls=("before",))
+    results = ht.compare(settings).results
+    assert [(run["strategy"], run["status"]) for run in results["runs"]] == [
+        ("freeze", "finished"),
+        ("full", "finished"),
+    ]
+    assert "control before does not apply" in " ".join(results["notes"])
 
 
 # strategies that train alike
@@ -162,7 +173,7 @@ def test_strategies_that_train_alike_have_one_rate_where_none_is_given():
 
 
 def test_what_trains_alike_trains_once_for_each_seed_and_number_of_target_pairs(finished):
-    runs = {run["name"]: results_of(finished.output_dir, run["name"]) for run in finished.results["runs"]}
+    runs = {path.name: read_results(path) for path in (finished.output_dir / "runs").iterdir()}
     takers = [name for name, results in runs.items() if "taken over from" in " ".join(results["notes"])]
     assert sorted(takers) == sorted(name for name in runs if name.startswith("interpolated"))
     for name in takers:
