@@ -145,7 +145,9 @@ def open_run_folder(
             else:
                 path.unlink(missing_ok=True)
         _write_durably(folder / "config.yaml", to_yaml(config))
-        _bring_along(resume_from, folder)
+        _bring_best(resume_from, folder / "checkpoints")
+        if resume_from is not None and resume_from == handover.taken_from:
+            shutil.copyfile(resume_from.parent.parent / "log.jsonl", folder / "log.jsonl")
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         _see_the_same(_config_in(folder, to_yaml(config)), "find a config.yaml", folder)
@@ -263,18 +265,14 @@ def feature_folder(config: RunConfig | CompareConfig) -> Path:
     return Path(config.output_dir) / "features" / os.environ.get("RANK", "0")
 
 
-def _bring_along(resume_from: Path | None, folder: Path) -> None:
+def _bring_best(resume_from: Path | None, checkpoints: Path) -> None:
     """What a run may end with lies beside the checkpoint: the best step so far, and the steps whose weights are
-    averaged; a run that continues it elsewhere needs them there, and its log begins with the steps before."""
-    checkpoints = folder / "checkpoints"
+    averaged; a run that continues it elsewhere needs them there."""
     if resume_from is None or resume_from.parent.resolve() == checkpoints.resolve():
         return
     for name in ("best", "average"):
         if (resume_from.parent / name).is_dir():
             shutil.copytree(resume_from.parent / name, checkpoints / name, dirs_exist_ok=True)
-    log = resume_from.parent.parent / "log.jsonl"
-    if log.is_file():
-        shutil.copyfile(log, folder / "log.jsonl")
 
 
 def _is_of_a_run(folder: Path) -> bool:
