@@ -135,11 +135,11 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(tmp_path, checkpoint, m
     made = []
     whole = compare_runs._make
 
-    def stop_at_the_third(run, texts, is_main):
+    def stop_at_the_third(run, *given):
         if len(made) == 3:
             raise KeyboardInterrupt
         made.append(run.name)
-        return whole(run, texts, is_main)
+        return whole(run, *given)
 
     monkeypatch.setattr(compare_runs, "_make", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
