@@ -213,12 +213,15 @@ def test_a_comparison_that_was_killed_between_two_that_train_alike_goes_on(small
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(compare_runs, "adapt", killed_at_the_second)
+        patch.setattr(train, "peak_memory_bytes", lambda accelerator: 10**15)
         ht.compare(pair)
     if lost:
         shutil.rmtree(runs_of(pair) / "full-s0" / "checkpoints")
     finished = ht.compare(pair)
     assert [run["status"] for run in finished.results["runs"]] == ["finished", "finished"]
     assert len(steps) == needed
+    peak = results_of(finished.output_dir, "interpolated-s0")["timing"]["peak_memory_bytes"]
+    assert (peak == 10**15) == (not lost), "the memory of the training belongs to it, whoever did it"
     assert not list(runs_of(pair).glob("*/checkpoints"))
 
 
