@@ -58,7 +58,7 @@ class RunFolder:
     """What must be equal for a checkpoint to be continued from."""
     resume_from: Path | None = None
     keeps_end: bool = False
-    """What is left after the last step is written, for other runs to go on from."""
+    """A checkpoint of the last step is written in any case, for other runs to go on from."""
 
     @property
     def continues_here(self) -> bool:
@@ -210,7 +210,7 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
 
 def differing_fields(path: Path, identity: Mapping[str, Any]) -> list[str]:
     """What decides the numbers of training and is not the same in the checkpoint ``path``, in words."""
-    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
+    saved = load_identity(path)
     current = json.loads(json.dumps(identity))
     if saved.get("train.precision") == "auto":  # of an earlier version, which did not say what that had become
         current.pop("train.precision", None)
@@ -225,12 +225,17 @@ def differing_fields(path: Path, identity: Mapping[str, Any]) -> list[str]:
 
 def training_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What of ``identity`` decides what the loop learns: the same for strategies that train alike."""
-    strategy = identity.get("adapt.strategy")
+    decides = {name: value for name, value in identity.items() if name not in AFTER_TRAINING}
+    strategy = decides.get("adapt.strategy")
     if strategy not in TRAINED_ALIKE:
-        return dict(identity)
-    share = share_of_general(strategy, identity.get("data.general_share"))
-    alike = {**identity, "adapt.strategy": TRAINED_ALIKE[0], "data.general_share": share}
-    return {name: value for name, value in alike.items() if name not in AFTER_TRAINING}
+        return decides
+    share = share_of_general(strategy, decides.get("data.general_share"))
+    return decides | {"adapt.strategy": TRAINED_ALIKE[0], "data.general_share": share}
+
+
+def load_identity(path: Path) -> dict[str, Any]:
+    """What decided the numbers of the training that left the checkpoint ``path``, by dotted name."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
 
 
 def load_state(path: Path) -> RunState:

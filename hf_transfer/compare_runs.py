@@ -14,7 +14,7 @@ import math
 import re
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from hf_transfer.domain_distances import measure_distances
 from hf_transfer.errors import InputError, RunError, printable
 from hf_transfer.feature_store import FeatureStore, feature_store
 from hf_transfer.folder import deciding_settings, feature_folder
-from hf_transfer.launch import is_main_process, join_processes, leave_processes, start_processes
+from hf_transfer.launch import is_main_process, join_processes, leave_processes, let_models_go, start_processes
 from hf_transfer.page import adapt
 from hf_transfer.preemption import Notice
 from hf_transfer.pretrained import find_checkpoint
@@ -142,7 +142,7 @@ def _compare(config: CompareConfig) -> dict[str, Any]:
     texts = Texts()
     plan = plan_runs(config, texts)
     done = _finished(plan, output_dir, texts, config.overwrite)
-    courses = _courses(plan)
+    alike = _trained_alike(plan)
     if not learns_vocabulary(config):
         find_checkpoint(config.model)  # a comparison without its checkpoint has failed before it begins
     accelerator = start_processes(config.train, "", 1)
@@ -154,15 +154,15 @@ def _compare(config: CompareConfig) -> dict[str, Any]:
     saved = bool(config.train.checkpoint_steps)
     with feature_store(feature_folder(config), config.train.feature_cache_bytes, True, outlives=saved) as store:
         texts.share(store)
-        for number, run in enumerate(plan, start=1):
-            if run.name in done:
-                continue
-            if accelerator.is_main_process:
-                print(f"run {number} of {len(plan)}: {run.name}", flush=True)
-            handover = _handover(run, courses[run.name], done)
-            failures |= _make(run, texts, handover, accelerator.is_main_process)
-            if accelerator.is_main_process:
-                _drop_checkpoints(run, courses[run.name], done)
+        for number, run in enumerate(_in_turn(plan, alike), start=1):
+            if run.name not in done:
+                if accelerator.is_main_process:
+                    print(f"run {number} of {len(plan)}: {run.name}", flush=True)
+                handover = _handover(run, alike[run.name], done)
+                failures |= _make(run, texts, handover, accelerator.is_main_process)
+                let_models_go()
+            if accelerator.is_main_process:  # after runs that were done too: a kill may have come just before this
+                _drop_checkpoints(run, alike[run.name], done)
             accelerator.wait_for_everyone()
     here("writing the report")
     results: dict[str, Any] = {}
@@ -357,15 +357,22 @@ def _slug(text: str) -> str:
     )
 
 
-def _courses(plan: Sequence[PlannedRun]) -> dict[str, list[str]]:
+def _trained_alike(plan: Sequence[PlannedRun]) -> dict[str, list[str]]:
     """For each run the names of those that train alike, itself included, in their order."""
-    courses: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for run in plan:
         decides: dict[str, Any] = {"run": run.name}
         if run.strategy in TRAINED_ALIKE:
             decides = training_of(deciding_settings(run.config)) | {"seed": run.config.seed}
-        courses.setdefault(json.dumps(decides, sort_keys=True), []).append(run.name)
-    return {name: names for names in courses.values() for name in names}
+        groups.setdefault(json.dumps(decides, sort_keys=True), []).append(run.name)
+    return {name: names for names in groups.values() for name in names}
+
+
+def _in_turn(plan: Sequence[PlannedRun], alike: Mapping[str, list[str]]) -> list[PlannedRun]:
+    """The order in which runs are made: that of ``plan``, but for those that train alike, which follow one another, so
+    that one training at a time waits on disk for others."""
+    place = {run.name: number for number, run in enumerate(plan)}
+    return sorted(plan, key=lambda run: place[alike[run.name][0]])
 
 
 # ---- making them -----------------------------------------------------------------------------------------------
@@ -445,25 +452,28 @@ def _open_folder(config: CompareConfig, plan: Sequence[PlannedRun]) -> None:
     write_json(folder / "plan.json", [run.facts for run in plan])
 
 
-def _handover(run: PlannedRun, course: Sequence[str], done: set[str]) -> Handover:
-    """From which run of its ``course`` a run takes training over, and whether others will go on from its own."""
+def _handover(run: PlannedRun, alike: Sequence[str], done: set[str]) -> Handover:
+    """From which of the runs that train ``alike`` a run takes training over, and whether others will go on from its
+    own."""
     runs = Path(run.config.output_dir).parent
-    found = [find_checkpoint_to_resume(runs / name / "checkpoints", "auto")[0] for name in course if name != run.name]
+    found = [find_checkpoint_to_resume(runs / name / "checkpoints", "auto")[0] for name in alike if name != run.name]
     furthest = max(filter(None, found), key=lambda path: load_state(path).step, default=None)
-    return Handover(furthest, passed_on=bool(_left(run, course, done)))
+    return Handover(furthest, passed_on=bool(_still_to_make(run, alike, done)))
 
 
-def _drop_checkpoints(run: PlannedRun, course: Sequence[str], done: set[str]) -> None:
-    """Of finished runs of a ``course`` that none goes on from any more: models are saved, or were not wanted."""
+def _drop_checkpoints(run: PlannedRun, alike: Sequence[str], done: set[str]) -> None:
+    """After ``run``, of the finished runs that train ``alike`` if none goes on from them any more: models are saved, or
+    were not wanted. Where ``run`` has failed they stay, for the next call."""
     runs = Path(run.config.output_dir).parent
-    for name in course if not _left(run, course, done) else ():
-        if (runs / name / "results.json").is_file():
+    finished = [name for name in alike if (runs / name / "results.json").is_file()]
+    if run.name in finished and not _still_to_make(run, alike, done):
+        for name in finished:
             shutil.rmtree(runs / name / "checkpoints", ignore_errors=True)
 
 
-def _left(run: PlannedRun, course: Sequence[str], done: set[str]) -> list[str]:
-    """Runs of a ``course`` that are to be made after ``run``."""
-    return [name for name in course[course.index(run.name) + 1 :] if name not in done]
+def _still_to_make(run: PlannedRun, alike: Sequence[str], done: set[str]) -> list[str]:
+    """Of the runs that train ``alike``, those that are to be made after ``run``."""
+    return [name for name in alike[alike.index(run.name) + 1 :] if name not in done]
 
 
 def _make(run: PlannedRun, texts: Texts, handover: Handover, is_main: bool) -> dict[str, str]:

@@ -21,7 +21,7 @@ from hf_transfer.config import SCRATCH_RATES, RunConfig
 from hf_transfer.controls import fit_majority, fit_tfidf
 from hf_transfer.encoding import encode
 from hf_transfer.errors import InputError
-from hf_transfer.launch import peak_memory_bytes, precision_name, reset_peak_memory, start_processes
+from hf_transfer.launch import let_models_go, peak_memory_bytes, precision_name, reset_peak_memory, start_processes
 from hf_transfer.metrics import choose_metrics, score
 from hf_transfer.predict import predict
 from hf_transfer.pretrained import align_labels, find_checkpoint, load_pretrained
@@ -74,6 +74,7 @@ def score_controls(config: RunConfig, text: Text, adapt: Callable[..., Any]) -> 
     scored: list[dict[str, Any]] = []
     not_applicable: list[str] = []
     for name in config.evaluate.controls:
+        let_models_go()
         inside = dataclasses.replace(config, output_dir=str(Path(config.output_dir) / "controls" / name))
         if config.train.resume is not None:  # a named checkpoint is of the run itself
             inside = dataclasses.replace(inside, train=dataclasses.replace(config.train, resume="auto"))

@@ -20,6 +20,7 @@ from hf_transfer.records import Pretrained, Text
 from hf_transfer.report.results import plain, write_json
 from hf_transfer.statistics import derived_seed
 from hf_transfer.tasks import TASKS
+from hf_transfer.translation_run import with_vocabulary
 
 FEWEST_TEXTS = 20
 """Texts of a domain below which distances are noise and are not measured."""
@@ -113,10 +114,10 @@ def _sides(rows: Dataset) -> tuple[list[str], list[str] | None]:
 def _open_body(config: RunConfig, text: Text) -> Pretrained:
     """The checkpoint as it comes, with all its layers, in eval mode."""
     task = TASKS[config.task]
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=None))
-    found = find_checkpoint(config.model)
+    model_config = dataclasses.replace(with_vocabulary(config, text)[0], layers=None)
+    found = find_checkpoint(model_config)
     labels, keeps_head = align_labels(text.labels, found)
-    pretrained = load_pretrained(config.model, found, task.auto_class, task.head(labels), keeps_head, config.seed)
+    pretrained = load_pretrained(model_config, found, task.auto_class, task.head(labels), keeps_head, config.seed)
     pretrained.model.eval()
     return pretrained
 

@@ -24,7 +24,8 @@ def encode(
     tokenizer = pretrained.tokenizer
     limit = longest_input(pretrained.model, tokenizer, max_length)
     name = pretrained.checkpoint_id.removeprefix("scratch:")
-    key = ("encoded", name, pretrained.revision, len(tokenizer), limit, replace(labels, class_weights=()))
+    origin = tokenizer.name_or_path  # a vocabulary that a run has learnt lies in a folder of that run
+    key = ("encoded", name, pretrained.revision, origin, len(tokenizer), limit, replace(labels, class_weights=()))
     if key not in text.shared:
         text.shared[key] = task.encode(text.splits, labels, pretrained, limit)
     return text.shared[key], limit

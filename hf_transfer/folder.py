@@ -24,6 +24,7 @@ from hf_transfer.checkpoint import (
     differing_fields,
     find_checkpoint_to_resume,
     flush,
+    load_identity,
     load_state,
 )
 from hf_transfer.config import CompareConfig, RunConfig, to_yaml
@@ -116,24 +117,26 @@ def open_run_folder(
     """
     folder = Path(config.output_dir)
     resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
-    identity, taken = run_identity(config, fingerprint, accelerator), handover.taken_from
-    if resume_from is None and taken is not None and not differing_fields(taken, identity):
+    identity = run_identity(config, fingerprint, accelerator)
+    taken = handover.taken_from if resume_from is None else None
+    if taken is not None and not differing_fields(taken, identity):
         resume_from = taken
-        notes.append(
-            f"training was taken over from {taken.parent.parent.name}, which trains alike; its seconds, tokens and "
-            "memory are told here too"
-        )
+    else:
+        taken = None
+    opened = RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from, handover.passed_on)
     if resume_from is not None:
         check_identity(resume_from, identity)
+    stay: tuple[str, ...] = ()
+    if opened.continues_here or (resume_from is not None and not config.overwrite):
+        stay = ("checkpoints", "log.jsonl", *TRACKED)
+        _check_that_checkpoints_are_of(opened)
     # all have looked before anything goes, and go on from the same place
-    _see_the_same(resume_from.name if resume_from is not None else "none", "continue from checkpoint", folder)
+    _see_the_same(_place_of(opened), "continue from checkpoint", folder)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name in OUTPUTS:
-            if resume_from is not None and name in ("checkpoints", "log.jsonl", *TRACKED):
-                continue
-            if name == "controls" and resume_from is not None and resume_from.parent.parent.samefile(folder):
-                continue  # those of another run would be continued in vain
+            if name in stay or (name == "controls" and opened.continues_here):
+                continue  # controls of another run would be continued in vain
             if name == "features":  # open already, by each process its own (``drop_stale_features``)
                 _drop_features_of_others(folder / name, accelerator.num_processes)
                 continue
@@ -146,14 +149,19 @@ def open_run_folder(
                 path.unlink(missing_ok=True)
         _write_durably(folder / "config.yaml", to_yaml(config))
         _bring_best(resume_from, folder / "checkpoints")
-        if resume_from is not None and resume_from == handover.taken_from:
-            shutil.copyfile(resume_from.parent.parent / "log.jsonl", folder / "log.jsonl")
+        if taken is not None:
+            _bring_log(taken, opened.log)
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         _see_the_same(_config_in(folder, to_yaml(config)), "find a config.yaml", folder)
     notes += _other_processes(resume_from, accelerator.num_processes)
-    keeps_end = handover.passed_on
-    return RunFolder(folder / "log.jsonl", folder / "checkpoints", identity, resume_from, keeps_end), tuple(notes)
+    if taken is not None:
+        theirs = load_identity(taken)["adapt.strategy"]
+        notes.append(
+            f"{config.adapt.strategy} trains as {theirs} does and took its training over: the seconds, tokens and "
+            "memory of training told here are those of that one"
+        )
+    return opened, tuple(notes)
 
 
 def _write_durably(path: Path, text: str) -> None:
@@ -273,6 +281,38 @@ def _bring_best(resume_from: Path | None, checkpoints: Path) -> None:
     for name in ("best", "average"):
         if (resume_from.parent / name).is_dir():
             shutil.copytree(resume_from.parent / name, checkpoints / name, dirs_exist_ok=True)
+
+
+def _bring_log(taken: Path, log: Path) -> None:
+    """The records of a training that is taken over, in place of any that lie there; gone where they were lost."""
+    log.unlink(missing_ok=True)
+    theirs = taken.parent.parent / log.name
+    if theirs.is_file():
+        shutil.copyfile(theirs, log)
+
+
+def _place_of(opened: RunFolder) -> str:
+    """Which checkpoint is continued from, in words that do not depend on where a machine has its disks."""
+    path = opened.resume_from
+    if path is None:
+        return "none"
+    return path.name if opened.continues_here else f"{path.name} of {path.parent.parent.name}"
+
+
+def _check_that_checkpoints_are_of(opened: RunFolder) -> None:
+    """Refuse to put checkpoints among those of another run: by their numbers, they would pass for one.
+
+    Raises:
+        InputError: names what differs.
+    """
+    own, _ = find_checkpoint_to_resume(opened.checkpoints, "auto")
+    differing = differing_fields(own, opened.identity) if own is not None else []
+    if differing:
+        raise InputError(
+            f"--output_dir {opened.checkpoints.parent} holds an unfinished run of other settings "
+            f"({'; '.join(differing[:5])}): choose another folder for what goes on from --train.resume "
+            f"{opened.resume_from}, or pass --overwrite."
+        )
 
 
 def _is_of_a_run(folder: Path) -> bool:

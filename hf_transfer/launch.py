@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, release_memory
 from torch import nn
 from torch.distributed.distributed_c10d import _set_pg_timeout  # the one way to change it, and not yet public
 
@@ -254,10 +254,13 @@ def check_sharding(accelerator: Accelerator, model: Any, l2_sp: float) -> None:
     """See that FSDP2, where the launch asks for it, can shard ``model``; to be called before training.
 
     Raises:
-        InputError: matrices that parts of the model share, an output layer that the loss needs whole, or ``l2_sp``.
+        InputError: matrices that parts of the model share, an output layer that the loss needs whole, parameters on
+            the host, or ``l2_sp``.
     """
     if not getattr(accelerator, "is_fsdp2", False):
         return
+    from torch.distributed.fsdp import CPUOffloadPolicy  # here, since few runs need what it brings along
+
     if not hasattr(model, "get_output_embeddings"):
         raise InputError("FSDP2 shards stock models, and --adapt.probe_layers makes one of another kind: use DDP.")
     problems = []
@@ -279,6 +282,8 @@ def check_sharding(accelerator: Accelerator, model: Any, l2_sp: float) -> None:
             f"FSDP2 cannot shard this checkpoint ({kind}): the loss of translation needs the whole output layer: use "
             "DDP."
         )
+    if isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):
+        problems.append("fsdp_offload_params keeps parameters off the GPU, where batches are put: leave it out.")
     if l2_sp:
         problems.append(
             f"--train.l2_sp {l2_sp:g} needs the start beside each parameter, and FSDP2 shards them: use DDP."
@@ -421,6 +426,12 @@ def precision_name(accelerator: Accelerator) -> str:
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def let_models_go() -> None:
+    """Free what an earlier run or stage of this process has left. A model that accelerate has wrapped for half
+    precision and its wrapper hold each other, and Python would collect them some time later."""
+    release_memory()
 
 
 def reset_peak_memory(accelerator: Accelerator) -> None:

@@ -19,7 +19,7 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 
 from hf_transfer.adapt import Adapted
 from hf_transfer.artefact import save_artefact
-from hf_transfer.checkpoint import BY_ITSELF, Handover
+from hf_transfer.checkpoint import BY_ITSELF, Handover, load_state
 from hf_transfer.comparison import compare_with_controls, join
 from hf_transfer.config import ReportConfig, RunConfig, check_config
 from hf_transfer.control_runs import score_controls
@@ -225,6 +225,8 @@ def adapt(
             if line not in told:
                 progress.note(line)
             told.add(line)
+        if folder.resume_from is not None and not folder.continues_here:
+            trackers.catch_up(folder.log, load_state(folder.resume_from).history)
         trained = train(
             adapted, encoded.train, functions, chooser, accelerator, settings, folder, config.seed, progress, features,
             encoded.mixture, trackers if config.report.trackers else None,

@@ -28,8 +28,8 @@ _current: Notice | None = None
 class Notice:
     """Entered around a run: whether the machine is about to be taken. Outside, signals do what they did before."""
 
-    def __init__(self, remedy: Callable[[], str] = lambda: "the same command begins anew") -> None:
-        """``remedy``: what to do after the end, in words; asked for when a signal comes."""
+    def __init__(self, remedy: Callable[[], str] | None = None) -> None:
+        """``remedy``: what to do after the end, in words; asked for when that is near."""
         self.signal = ""
         """Name of the signal that came; "" before."""
         self._remedy = remedy
@@ -56,7 +56,8 @@ class Notice:
             self._leave_alone()
 
     def _leave_alone(self) -> None:
-        raise Preempted(f"{self.signal}: stopped outside of training; {self._remedy()}.", together=False)
+        remedy = self._remedy() if self._remedy else "the same command begins anew"
+        raise Preempted(f"{self.signal}: stopped outside of training; {remedy}.", together=False)
 
     @contextmanager
     def waiting(self) -> Iterator[Notice]:
@@ -84,10 +85,9 @@ class Notice:
         Raises:
             Preempted: always.
         """
-        raise Preempted(
-            f"{self.signal or 'a signal to another process'}: stopped after step {step} of {steps}, with a checkpoint; "
-            "the same command with --train.resume auto goes on from there."
-        )
+        told = self.signal or "a signal to another process"
+        remedy = self._remedy() if self._remedy else "the same command with --train.resume auto goes on from there"
+        raise Preempted(f"{told}: stopped after step {step} of {steps}, with a checkpoint; {remedy}.")
 
 
 @contextmanager

@@ -285,7 +285,8 @@ class TrainResult:
     tokens_per_micro_batch: int = 0
     """The budget in the end: as given, as measured, or halved where memory ran out; 0 where no step was taken."""
     peak_memory_bytes: int = 0
-    """Most memory held while steps were taken that this process did not see: before it went on from a checkpoint."""
+    """Most memory held by the time of the last checkpoint, in this process or in one that it goes on from; 0 without
+    one."""
 
 
 def not_by_the_loop(selection: Selection, seconds: float, examples: int) -> TrainResult:

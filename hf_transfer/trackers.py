@@ -129,6 +129,17 @@ class Trackers:
         if self._workers:
             self._log({KEYS[name]: float(value) for name, value in record.items() if name in KEYS}, record["step"])
 
+    def catch_up(self, log: Path, history: Iterable[Mapping[str, Any]]) -> None:
+        """Pass on what a training told that is taken over: the records of its ``log``, and its scores of validation."""
+        if not self._workers or not log.is_file():
+            return
+        validations = {item["step"]: item for item in history}
+        for line in log.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            self.learnt(record)
+            if record["step"] in validations:  # in the order of steps: W&B takes no other
+                self.validated(validations[record["step"]])
+
     def validated(self, record: Mapping[str, Any]) -> None:
         """Pass on a score of validation, one of ``TrainResult.history``."""
         if self._workers:

@@ -172,6 +172,33 @@ def test_controls_of_another_run_go_where_a_checkpoint_of_another_folder_is_cont
     assert not (tmp_path / "old" / "controls").exists()
 
 
+def from_elsewhere(tmp_path):
+    """Settings that go on from a checkpoint outside of the output folder."""
+    save_step(tmp_path / "from", open_run_folder(config_for(tmp_path / "other"), "f", ALONE)[0].identity)
+    return TrainConfig(resume=str(tmp_path / "from" / "checkpoints" / "step-3"))
+
+
+def test_checkpoints_of_another_run_are_never_among_those_of_one_that_goes_on_from_elsewhere(tmp_path):
+    old = tmp_path / "old"
+    save_step(old, open_run_folder(config_for(old, seed=1), "f", ALONE)[0].identity, step=9)
+    (old / "log.jsonl").write_text("theirs", encoding="utf-8")
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    config = config_for(old, train=from_elsewhere(tmp_path))
+    with pytest.raises(InputError, match="holds an unfinished run of other settings \\(seed was 1, now 0\\): choose"):
+        open_run_folder(config, "f", ALONE)
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+    opened, _ = open_run_folder(replace(config, overwrite=True), "f", ALONE)
+    assert opened.done_steps == 3
+    assert not list(old.glob("checkpoints/step-*")) and not (old / "log.jsonl").exists()
+
+
+def test_a_run_that_went_on_from_elsewhere_keeps_what_it_has_done_since(tmp_path):
+    config = config_for(tmp_path / "on", train=from_elsewhere(tmp_path))
+    save_step(tmp_path / "on", open_run_folder(config, "f", ALONE)[0].identity, step=9)
+    open_run_folder(config, "f", ALONE)
+    assert (tmp_path / "on" / "checkpoints" / "step-9").is_dir()
+
+
 def test_a_checkpoint_that_does_not_say_what_auto_had_become_is_continued(tmp_path):
     config = config_for(tmp_path, train=TrainConfig(resume="auto"))
     save_step(tmp_path, open_run_folder(config, "f", ALONE)[0].identity | {"train.precision": "auto"})
@@ -220,6 +247,8 @@ GENERAL = {"general_source": "general.tsv"}
         (("full", None), ("mixed", None), "data.general_share was None, now 0.5"),
         (("mixed", 0.3), ("interpolated", 0.4), "data.general_share was 0.3, now 0.4"),
         (("lora", None), ("interpolated", None), "adapt.strategy was 'lora', now 'interpolated'"),
+        (("full", None), ("lora", None), "adapt.strategy was 'full', now 'lora'"),
+        (("interpolated", None), ("lora", None), "adapt.strategy was 'interpolated', now 'lora'"),
     ],
 )
 def test_strategies_that_train_alike_continue_from_each_other(tmp_path, before, now, says):
@@ -238,7 +267,8 @@ def test_strategies_that_train_alike_continue_from_each_other(tmp_path, before, 
 
 
 def test_training_is_taken_over_with_its_log_where_there_is_none_of_its_own_and_it_is_alike(tmp_path):
-    config = config_for(tmp_path / "second", train=TrainConfig(resume="auto"))
+    settled = {"train": TrainConfig(resume="auto"), "adapt": AdaptConfig(strategy="interpolated")}
+    config = config_for(tmp_path / "second", **settled)
     identity = open_run_folder(config_for(tmp_path / "first"), "f", ALONE)[0].identity
     save_step(tmp_path / "first", identity)
     (tmp_path / "first" / "log.jsonl").write_text("steps", encoding="utf-8")
@@ -247,8 +277,12 @@ def test_training_is_taken_over_with_its_log_where_there_is_none_of_its_own_and_
     assert (opened.resume_from, opened.keeps_end) == (handover.taken_from, True)
     assert (tmp_path / "second" / "log.jsonl").read_text(encoding="utf-8") == "steps"
     assert notes == (
-        "training was taken over from first, which trains alike; its seconds, tokens and memory are told here too",
+        "interpolated trains as full does and took its training over: the seconds, tokens and memory of training told "
+        "here are those of that one",
     )
+    (tmp_path / "first" / "log.jsonl").unlink()
+    open_run_folder(config, "f", ALONE, handover)
+    assert not (tmp_path / "second" / "log.jsonl").exists(), "none is better than that of another training"
     other = replace(config, seed=1)
     assert open_run_folder(replace(other, output_dir=str(tmp_path / "third")), "f", ALONE, handover)[0].done_steps == 0
     save_step(tmp_path / "second", identity)

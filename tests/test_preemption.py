@@ -112,6 +112,14 @@ def test_a_signal_outside_of_the_loop_ends_the_run_at_once_and_one_in_it_waits()
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
+def test_a_comparison_that_is_stopped_while_it_trains_names_a_command_that_it_takes(checkpoint, tmp_path):
+    with (
+        pytest.raises(Preempted, match=r"stopped after step 7 of 12, with a checkpoint; the same command goes on\.$"),
+        Notice(lambda: "the same command goes on"),
+    ):
+        run_training(checkpoint, tmp_path / "cut", Signals(signal.SIGTERM, at=7))
+
+
 @pytest.fixture(scope="module")
 def whole_run(checkpoint, tmp_path_factory):
     """A run that nobody interrupts, and its config."""

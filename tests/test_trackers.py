@@ -275,6 +275,26 @@ def test_a_continued_run_goes_on_with_its_tracker_run(tmp_path, fake):
         assert (Fake.made[-1].calls == ["finish"]) == (wanted == "allow"), "settings are stored once"
 
 
+def test_a_run_that_took_training_over_tells_its_whole_course_in_the_order_of_steps(tmp_path, fake):
+    records = [RECORD | {"step": step, "example_ids": ["secret.csv:1"]} for step in (1, 2, 3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    history = [{"step": 2, "epoch": 1.0, "metric": "accuracy", "value": 0.7, "seconds": 0.1}]
+    with open_trackers(tmp_path / "run", done_steps=3) as opened:
+        opened.catch_up(tmp_path / "log.jsonl", history)
+    _, *sent, end = Fake.made[-1].calls
+    told = [(step, "eval/accuracy" in values) for values, step in sent]
+    assert told == [(1, False), (2, False), (2, True), (3, False)]
+    assert "secret" not in str(sent) and end == "finish"
+
+
+@pytest.mark.parametrize("log", ["lost.jsonl", "log.jsonl"])
+def test_where_nothing_is_to_be_told_of_a_training_nothing_is(tmp_path, fake, log):
+    (tmp_path / "log.jsonl").write_text("", encoding="utf-8")
+    with open_trackers(tmp_path / "run") as opened:
+        opened.catch_up(tmp_path / log, [{"step": 2, "epoch": 1.0, "metric": "accuracy", "value": 0.7}])
+    assert len(Fake.made[-1].calls) == 2, "settings and the end"
+
+
 def test_a_tracker_run_that_is_gone_is_replaced_by_a_new_one(tmp_path, fake, monkeypatch):
     with open_trackers(tmp_path / "run"):
         pass

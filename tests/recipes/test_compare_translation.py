@@ -1,16 +1,20 @@
 """A comparison of translations with a tiny model of random weights: which runs are made, and what is said of them."""
 
 import dataclasses
+import gc
+import itertools
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 from tiny_translation import PAIRS, make_translation_checkpoint
 
 import hf_transfer as ht
-from hf_transfer import compare_runs, page, train
+from hf_transfer import compare_runs, domain_distances, page, train, vocabulary
 from hf_transfer.config import RATES, TRAINED_ALIKE
+from hf_transfer.preparing import prepare
 from hf_transfer.report import read_results
 
 pytestmark = pytest.mark.recipe
@@ -146,15 +150,25 @@ def test_a_share_of_general_text_is_learnt_from_by_mixed_and_interpolated_alone(
     plan = compare_runs.plan_runs(config, compare_runs.Texts())
     planned = {run.strategy: run.config.data.general_share for run in plan}
     assert planned == {"before": None, "full": None, "lora": None, "mixed": 0.3, "interpolated": 0.3}
-    courses = compare_runs._courses(plan)
-    assert courses.pop("mixed-s0") == courses.pop("interpolated-s0") == ["mixed-s0", "interpolated-s0"]
-    assert all(names == [name] for name, names in courses.items()), "the others learn from other text, or otherwise"
+    alike = compare_runs._trained_alike(plan)
+    assert alike.pop("mixed-s0") == alike.pop("interpolated-s0") == ["mixed-s0", "interpolated-s0"]
+    assert all(names == [name] for name, names in alike.items()), "the others learn from other text, or otherwise"
     slower = dataclasses.replace(config, learning_rates=("mixed=1e-4",))
-    apart = compare_runs._courses(compare_runs.plan_runs(slower, compare_runs.Texts()))
+    apart = compare_runs._trained_alike(compare_runs.plan_runs(slower, compare_runs.Texts()))
     assert all(names == [name] for name, names in apart.items()), "and at another rate nothing is alike"
 
 
-def test_models_of_random_weights_whose_vocabulary_is_learnt_too_are_compared(small):
+def test_runs_that_train_alike_are_made_one_after_the_other(config):
+    plan = compare_runs.plan_runs(config, compare_runs.Texts())
+    made = compare_runs._in_turn(plan, compare_runs._trained_alike(plan))
+    assert sorted(run.name for run in made) == sorted(run.name for run in plan)
+    for first, second in itertools.pairwise(made):
+        if second.strategy == "interpolated":
+            assert first.name == second.name.replace("interpolated", "full"), "whose checkpoint would stay until then"
+
+
+def test_models_of_random_weights_whose_vocabulary_is_learnt_too_are_compared(small, monkeypatch):
+    monkeypatch.setattr(domain_distances, "FEWEST_TEXTS", 5)  # so that how far domains lie apart is measured too
     model = ht.ModelConfig(checkpoint="scratch:marian-tiny", vocabulary_size=60)
     settings = dataclasses.replace(small, model=model, strategies=("freeze", "full"), controls=("before",))
     results = ht.compare(settings).results
@@ -163,6 +177,40 @@ def test_models_of_random_weights_whose_vocabulary_is_learnt_too_are_compared(sm
         ("full", "finished"),
     ]
     assert "control before does not apply" in " ".join(results["notes"])
+    assert [(item["source"], item["target"]) for item in results["distances"]] == [("even", "odd")]
+
+
+def test_each_seed_reads_text_with_the_vocabulary_that_it_has_learnt(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "MOST_SENTENCES", 24)  # of which each seed draws others
+    model = ht.ModelConfig(checkpoint="scratch:marian-tiny", vocabulary_size=60)
+    text, pieces = compare_runs.Texts().of(small), []
+    for seed in (0, 1):
+        output_dir = str(tmp_path / str(seed))
+        prepared = prepare(dataclasses.replace(small, model=model, seed=seed, output_dir=output_dir), text)
+        tokenizer = prepared.pretrained.tokenizer
+        pieces.append(tokenizer.get_vocab())
+        assert prepared.encoded.train["input_ids"][:] == tokenizer(text.splits.train["source"][:])["input_ids"]
+    assert len(pieces[0]) == len(pieces[1]) and pieces[0] != pieces[1]
+
+
+def test_a_run_begins_with_the_models_of_earlier_ones_gone(small, monkeypatch):
+    train_settings = dataclasses.replace(small.train, precision="bf16")
+    settings = dataclasses.replace(small, controls=("scratch",), strategies=("full", "lora"), train=train_settings)
+    plain, models, living = page.prepare, [], []
+
+    def prepared(*given):
+        living.append(sum(model() is not None for model in models))
+        found = plain(*given)
+        models.append(weakref.ref(found.pretrained.model))
+        return found
+
+    monkeypatch.setattr(page, "prepare", prepared)
+    gc.disable()  # else they may go by chance
+    try:
+        ht.compare(settings)
+    finally:
+        gc.enable()
+    assert living == [0, 0, 0]
 
 
 # strategies that train alike
@@ -174,11 +222,12 @@ def test_strategies_that_train_alike_have_one_rate_where_none_is_given():
 
 def test_what_trains_alike_trains_once_for_each_seed_and_number_of_target_pairs(finished):
     runs = {path.name: read_results(path) for path in (finished.output_dir / "runs").iterdir()}
-    takers = [name for name, results in runs.items() if "taken over from" in " ".join(results["notes"])]
+    takes = "interpolated trains as full does and took its training over"
+    takers = [name for name, results in runs.items() if takes in " ".join(results["notes"])]
+    assert " ".join(finished.results["notes"]).count(takes) == 1
     assert sorted(takers) == sorted(name for name in runs if name.startswith("interpolated"))
     for name in takers:
         donor = name.replace("interpolated", "full")
-        assert f"taken over from {donor}," in " ".join(runs[name]["notes"])
         logs = [(finished.output_dir / "runs" / each / "log.jsonl").read_text("utf-8") for each in (name, donor)]
         assert logs[0] == logs[1] != ""
         for about in ("steps", "train_seconds", "tokens", "tokens_per_micro_batch"):
@@ -225,18 +274,36 @@ def test_a_comparison_that_was_killed_between_two_that_train_alike_goes_on(small
     assert not list(runs_of(pair).glob("*/checkpoints"))
 
 
-def test_where_the_first_one_fails_after_its_training_the_second_goes_on_from_it(small, steps, monkeypatch):
+def test_checkpoints_that_a_kill_left_behind_the_last_results_go_with_the_next_call(small, steps, monkeypatch):
+    pair, plain = dataclasses.replace(small, strategies=("full", "interpolated")), compare_runs._drop_checkpoints
+
+    def killed_behind_the_second(run, course, done):
+        if run.strategy == "interpolated":
+            raise KeyboardInterrupt
+        plain(run, course, done)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(compare_runs, "_drop_checkpoints", killed_behind_the_second)
+        ht.compare(pair)
+    assert [path.parent.parent.name for path in runs_of(pair).glob("*/checkpoints/step-*")] == ["full-s0"]
+    assert [run["status"] for run in ht.compare(pair).results["runs"]] == ["finished", "finished"]
+    assert len(steps) == 4 and not list(runs_of(pair).glob("*/checkpoints"))
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_where_one_of_two_fails_after_the_training_no_step_is_taken_twice(small, steps, monkeypatch, fails):
     pair, plain = dataclasses.replace(small, strategies=("full", "interpolated")), page.write_translations
-    failures = [ht.RunError("the disk is odd")]
+    calls = []
 
     def fails_once(*given):
-        if failures:
-            raise failures.pop()
+        calls.append(1)
+        if len(calls) == fails + 1:
+            raise ht.RunError("the disk is odd")
         plain(*given)
 
     monkeypatch.setattr(page, "write_translations", fails_once)
     assert [run["status"] for run in ht.compare(pair).results["runs"]] == ["finished", "failed"]
-    assert [path.parent.name for path in runs_of(pair).glob("*/checkpoints")] == ["full-s0"]
+    assert [path.parent.parent.name for path in runs_of(pair).glob("*/checkpoints/step-*")] == ["full-s0"]
     assert [run["status"] for run in ht.compare(pair).results["runs"]] == ["finished", "finished"]
     assert len(steps) == 4
     assert not list(runs_of(pair).glob("*/checkpoints"))
