@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-MOST_BYTES = 120_000_000
-"""What a call may hold beside its inputs and the gradients of weight and bias: about 430 positions of 65,000 pieces.
-What the matrix library takes for itself comes on top."""
+MOST_BYTES = {"cpu": 120_000_000, "cuda": 1_000_000_000}
+"""What a call may hold beside its inputs and the gradients of weight and bias: about 430 positions of 65,000 pieces on
+a CPU, whose products are as fast as of many. A GPU wants thousands in a product, and goes over the whole weight for
+each. What the matrix library takes for itself comes on top."""
 LEAST_POSITIONS = 16
 """However large the vocabulary, as many positions are taken at once."""
 VOCABULARY_SLICE = 8192
@@ -28,7 +29,7 @@ def smoothed_cross_entropy_sum(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     label_smoothing: float = 0.0,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int | None = None,
 ) -> torch.Tensor:
     """Label-smoothed cross-entropy (Szegedy 2016, section 7) of ``hidden @ weight.T + bias``, summed over the targets.
 
@@ -42,7 +43,7 @@ def smoothed_cross_entropy_sum(
         bias: [vocabulary], or None.
         targets: [targets] int64.
         label_smoothing: Share of the target's weight that is spread evenly over the vocabulary, 0 to 1.
-        most_bytes: Decides how many positions are taken at once (see ``MOST_BYTES``).
+        most_bytes: Decides how many positions are taken at once; by default that of the device (``MOST_BYTES``).
 
     Returns:
         A scalar, float32 (float64 of float64). One backward goes through it: what it needs is released then.
@@ -59,7 +60,7 @@ def r_drop_sum(
     targets: torch.Tensor,
     label_smoothing: float = 0.0,
     alpha: float = 1.0,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int | None = None,
 ) -> torch.Tensor:
     """R-Drop (Liang et al. 2021, equations 2 to 4): the mean of two passes' cross-entropies plus
     alpha/2 (KL(p1 || p2) + KL(p2 || p1)), summed over the targets.
@@ -88,7 +89,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: torch.Tensor,
         label_smoothing: float,
         alpha: float,
-        most_bytes: int,
+        most_bytes: int | None,
         wants_gradient: bool,
     ) -> torch.Tensor:
         # Plan: choose number formats and the chunk; for each chunk of targets: logits, losses and, in place
@@ -104,6 +105,8 @@ class _ChunkedLoss(torch.autograd.Function):
         of_weight = torch.zeros(weight.shape, **new) if to_weight else None
         of_bias = torch.zeros(vocabulary, **new) if to_bias else None
 
+        if most_bytes is None:
+            most_bytes = MOST_BYTES.get(hidden.device.type, MOST_BYTES["cpu"])
         low = product != softmax
         buffers = 1 if passes == 1 else 4
         held = (passes * count * width * softmax.itemsize) if to_hidden else 0

@@ -117,6 +117,8 @@ class ForcedTokens(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``input_ids``: [rows x beams, tokens so far with the start]; ``scores``: [rows x beams, vocabulary]."""
         position = input_ids.shape[1]  # of the token that is chosen now; the start is position 0
+        if 1 < position < self.shortest:
+            return scores  # known without waiting for the device
         tokens = torch.full_like(self.firsts, -1)
         if position == 1:
             tokens = self.firsts

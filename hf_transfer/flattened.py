@@ -94,6 +94,9 @@ _ENCODERS = {
 }
 _WITH_DECODER = ("bart", "mbart", "marian", "m2m_100", "t5", "mt5")
 _EXITS = {"gpt2": "ln_f"}  # it reshapes what follows to the batch by itself
+WAITS_FOR_MASKS = ("cuda",)
+"""Devices on which transformers, before it runs a padded batch, would wait for the device to read whether anything is
+padded at all."""
 _OWN_ATTENTION = "its attention knows relative positions and does not go through transformers' attention interface"
 _NOT_SERVED = {"mpnet": _OWN_ATTENTION, "deberta": _OWN_ATTENTION, "deberta-v2": _OWN_ATTENTION}
 
@@ -152,16 +155,17 @@ def flattened(
 
     Yields:
         Where the tokens of the long row of the encoder (or only stack) lie in the batch; None where the batch runs
-        padded, because the architecture falls back (``find_stacks``), or nothing is padded.
+        padded, because the architecture falls back (``find_stacks``), or nothing is padded and it is no slower so.
     """
     stacks = find_stacks(model)
     source = attention_mask.bool()
     target = source if target_mask is None else target_mask.bool()
     masks = [source, target] if stacks.decoder is not None else [source]
-    if stacks.encoder is None or all(bool(mask.all()) for mask in masks):
+    device = next(model.parameters()).device
+    reads_masks = device.type in WAITS_FOR_MASKS
+    if stacks.encoder is None or (not reads_masks and all(bool(mask.all()) for mask in masks)):
         yield None
         return
-    device = next(model.parameters()).device
     order = _order(source, target)
     sources = make_rows(source, order, device)
     doors = [_Door(stacks.encoder, sources, sources)]
@@ -377,6 +381,7 @@ class _Door:
             given["encoder_attention_mask"] = self._layout(given.get("encoder_attention_mask"), self.sources)
         if "position_bias" in names and given.get("position_bias") is None:  # T5's first layer would make its own
             given |= self._biases(layer)
+            _make_masks(given["attention_mask"], given["position_bias"])
         place = names[: len(args)]
         return tuple(given[name] for name in place), {name: given[name] for name in given if name not in place}
 
@@ -418,6 +423,13 @@ class _Door:
         return mask.layout
 
 
+def _make_masks(layout: Layout, bias: torch.Tensor) -> None:
+    """Those of all runs, with the learnt ``bias`` in them: made inside of the first layer, they would be part of what a
+    checkpointed layer computes when it runs first, and not of what it computes when it runs again."""
+    for run in layout.runs(one_call=bias.is_cuda):
+        layout.mask(run, bias)
+
+
 @functools.cache
 def _argument_names(kind: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:]
@@ -454,6 +466,9 @@ def attend(
             kwargs["position_bias"] = position_bias
         return sdpa(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     layout = attention_mask
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions are in single precision, and query and key then
+        narrow = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(narrow), key.to(narrow), value.to(narrow)
     bias = position_bias if position_bias is not None and position_bias.numel() else None
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [tokens, heads, head width]
     if bias is None and _varlen_serves(query, layout, dropout):
@@ -501,12 +516,15 @@ def _attend_run(
 def _varlen_serves(query: torch.Tensor, layout: Layout, dropout: float) -> bool:
     """Whether flash attention over the long row can do it: half precision, no dropout, all keys or causal."""
     fits = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
-    return query.is_cuda and fits and not dropout and layout.allowed is None and _varlen_is_there()
+    asked = query.is_cuda and fits and not dropout and layout.allowed is None
+    return asked and _varlen_runs_on(query.device)
 
 
 @functools.cache
-def _varlen_is_there() -> bool:
-    """torch 2.10 has another signature."""
+def _varlen_runs_on(device: torch.device) -> bool:
+    """Whether flash attention is built for ``device``: GPUs from Ampere on. torch 2.10 has another signature."""
+    if torch.cuda.get_device_capability(device) < (8, 0) or not torch.backends.cuda.is_flash_attention_available():
+        return False
     wanted = {"scale", "window_size", "enable_gqa"}
     return wanted <= set(inspect.signature(_varlen_function()).parameters)
 

@@ -205,11 +205,20 @@ class _States:
                 rows,
                 self.functions.make_batch,
                 self.config.evaluate.tokens_per_batch,
-                lambda states: accelerator.reduce(states.to(accelerator.device), reduction="sum").cpu(),
+                lambda states: _summed(states, accelerator),
                 accelerator.process_index,
                 accelerator.num_processes,
             )
         return shared[key][:wanted]
+
+
+def _summed(states: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """``states`` [states, rows, width] on the host, in place the sum over all processes, which all call it; one state
+    after the other is on the device."""
+    if accelerator.num_processes > 1:
+        for state in states:
+            state.copy_(accelerator.reduce(state.to(accelerator.device), reduction="sum"))
+    return states
 
 
 def _choose(

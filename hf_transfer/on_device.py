@@ -36,6 +36,15 @@ def send_batch(batch: Batch, device: torch.device) -> Batch:
     )
 
 
+NO_ROOM = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""In the words of torch on the host, of CUDA about memory that torch does not deal out, and of cuBLAS and cuDNN."""
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether ``error`` says that memory ran out, so that less at once may have room."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM)
+
+
 _peaks: dict[torch.device, int] = {}  # most bytes held before the GPU's own count began anew
 
 

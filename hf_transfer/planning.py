@@ -215,7 +215,8 @@ def _largest(run: Rehearsal, stage: StageCost) -> tuple[float, dict[str, int]]:
         kept = activation_bytes(stage.trace, shapes, run.flat)
         if run.writes and stage.trained:  # a few logits at a time, and the weight's gradient beside its sum
             vocabulary = output_layer(run.pretrained.model)[0].shape[0]
-            kept += min(shapes.copies * float(shapes.target.sum()) * vocabulary * FP32_BYTES, MOST_BYTES)
+            logits = shapes.copies * float(shapes.target.sum()) * vocabulary * FP32_BYTES
+            kept += min(logits, MOST_BYTES[run.device.type])
         found.append((kept, {"examples": len(piece), "tokens": real[place], "padded_tokens": padded[place]}))
     return max(found, key=lambda pair: pair[0])
 

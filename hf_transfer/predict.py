@@ -39,7 +39,8 @@ def predict(
     lengths = np.asarray(rows["length"][:])
     if functions.translate is not None:
         share = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
-        translated = functions.translate(accelerator.unwrap_model(model), rows.select(share))
+        with accelerator.autocast():  # which accelerate puts around ``forward`` alone, and texts are written without
+            translated = functions.translate(accelerator.unwrap_model(model), rows.select(share))
         return _in_order(rows, gather_object([(share, translated)]), functions)
     batches = batches_to_score(model, lengths, tokens_per_batch)
     mine = batches[accelerator.process_index :: accelerator.num_processes]

@@ -20,7 +20,7 @@ from torch import nn
 
 from hf_transfer.errors import RunError
 from hf_transfer.flattened import flattened, real_tokens
-from hf_transfer.on_device import keep_peak, send_batch
+from hf_transfer.on_device import is_out_of_memory, keep_peak, send_batch
 from hf_transfer.step_log import ProgressBar
 from hf_transfer.tasks import TaskFunctions
 
@@ -70,7 +70,9 @@ def measured_budget(
         keep_peak(device)
         run(rows)
         taken = torch.cuda.max_memory_allocated(device) - before
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return LEAST
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)

@@ -40,10 +40,10 @@ from hf_transfer.dropout import quick_dropout
 from hf_transfer.errors import RunError
 from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
-from hf_transfer.launch import peak_memory_bytes, sum_over_processes
+from hf_transfer.launch import let_models_go, peak_memory_bytes, sum_over_processes
 from hf_transfer.layers import LayerProbe
 from hf_transfer.model_selection import Chooser, ModelSelection
-from hf_transfer.on_device import send_batch
+from hf_transfer.on_device import is_out_of_memory, send_batch
 from hf_transfer.optim import rate_factor, set_rate
 from hf_transfer.preemption import window_by_window
 from hf_transfer.records import Batch, RunState, Selection, TrainResult, WindowSums, not_by_the_loop
@@ -100,7 +100,8 @@ def train(
     plans = plan_stages(adapted.stages, windows.epoch_size, settings)
     last_step = plans[-1].end
 
-    adapted.model.to(accelerator.device)
+    if not getattr(accelerator, "is_fsdp2", False):  # which brings each process its shards, from a model on the host
+        adapted.model.to(accelerator.device)
     names = drop_unused(adapted, functions.make_batch(rows[lengths.argsort()[:2]]), functions.loss_function, progress)
     if accelerator.num_processes > 1:
         run_all_layers(adapted.model, progress)
@@ -136,6 +137,7 @@ def train(
             if model is not None:
                 model = optimizer = None  # of the stage before
                 accelerator.free_memory()
+                let_models_go()
             model, optimizer = prepare_stage(adapted, plan.stage, names, settings, start, accelerator)
             flat = find_stacks(model).flat
             if folder.resume_from is not None and state.step > plan.first_step:
@@ -275,7 +277,7 @@ def learn_window(
     try:
         loss_sum, padding = _add_gradient(model, batches, loss_function, scale, accelerator)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         no_room, loss_sum, padding = str(error) or type(error).__name__, torch.zeros(()), 0
     if no_room:  # not within `except`: the traceback would hold on to the activations
@@ -362,10 +364,6 @@ def _answer_the_others(
 
 class WindowTooLarge(Exception):
     """The micro-batches of a window do not fit into memory; the model is as it was before the window."""
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _time_is_up(state: RunState, settings: TrainConfig) -> bool:

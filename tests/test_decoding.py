@@ -164,6 +164,9 @@ def test_forcing_is_row_by_row_with_all_beams_of_a_row() -> None:
     assert torch.equal(second[:2], scores[:2])
     assert second[2:].tolist() == [[0.0] + [nothing] * 5] * 2
     assert torch.equal(scores, torch.arange(24.0).reshape(4, 6)), "what it was given is left as it was"
+    later = ForcedTokens([5, None], [9, 4], end=0, beams=2, device=torch.device("cpu"))
+    assert all(later(torch.zeros(4, length, dtype=torch.long), scores) is scores for length in (2, 3))
+    assert later(torch.zeros(4, 4, dtype=torch.long), scores)[2:].tolist() == [[0.0] + [nothing] * 5] * 2
 
 
 def test_the_end_token_may_be_one_of_several(opened: dict[str, tuple[Any, Any]]) -> None:

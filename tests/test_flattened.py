@@ -106,6 +106,18 @@ def test_logits_loss_and_gradients_are_those_of_the_padded_batch(architecture, l
     same_as_padded(model, texts(model, lengths))
 
 
+@pytest.mark.parametrize("architecture", ("bert", "llama", "bart", "t5"))
+def test_where_the_padded_batch_would_wait_for_the_device_one_without_padding_is_flattened_too(
+    architecture, monkeypatch
+):
+    model = opened(architecture)
+    inputs = texts(model, (9, 9, 9), extra=0)
+    with flattened(model, inputs["attention_mask"]) as rows:
+        assert rows is None
+    monkeypatch.setattr(flat, "WAITS_FOR_MASKS", ("cpu",))
+    same_as_padded(model, inputs)
+
+
 @pytest.mark.parametrize("architecture", ("gpt2", "llama"))
 def test_padding_may_be_on_the_left(architecture):
     model = opened(architecture)
@@ -153,6 +165,16 @@ def test_what_is_handed_to_varlen_attention_means_the_same(architecture, monkeyp
     same_as_padded(model, texts(model, (1, 33, 7, 7, 3, 12)))
     expected = {"bert": {(-1, -1)}, "llama": {(-1, 0)}, "bart": {(-1, -1), (-1, 0)}, "modernbert": {(-1, -1)}}
     assert set(calls) == expected[architecture]
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_built", "serves"),
+    [((8, 0), True, True), ((9, 0), True, True), ((7, 5), True, False), ((8, 0), False, False)],
+)
+def test_flash_attention_is_asked_of_gpus_that_have_it_alone(capability, is_built, serves, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: is_built)
+    assert flat._varlen_runs_on.__wrapped__(torch.device("cuda")) == serves
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +268,7 @@ def test_a_model_wrapped_for_several_processes_is_flattened_too(one_process):
     assert_same((logits, loss, {name.removeprefix("module."): g for name, g in gradients.items()}), expected)
 
 
-@pytest.mark.parametrize("architecture", ("bert", "bart", "llama"))
+@pytest.mark.parametrize("architecture", ("bert", "bart", "llama", "t5"))
 def test_layers_run_again_by_gradient_checkpointing_are_flat_as_well(architecture):
     model = fresh(architecture)
     inputs = texts(model, (1, 33, 7, 7, 3, 12))
@@ -277,6 +299,22 @@ def test_autocast_changes_no_more_than_it_does_to_the_padded_batch():
             found = model(**inputs).logits.float()
     assert (padded - exact).abs().max() > 1e-4, "autocast did nothing"
     assert (found - exact).abs().max() < 2 * (padded - exact).abs().max()
+
+
+@pytest.mark.parametrize("architecture", ("bert", "llama", "modernbert"))
+def test_under_autocast_attention_gets_query_key_and_value_in_half_precision(architecture, monkeypatch):
+    seen = []
+
+    def attention(*tensors, **settings):
+        seen.extend(tensor.dtype for tensor in tensors[:3])
+        return functional.scaled_dot_product_attention(*tensors, **settings)
+
+    monkeypatch.setattr(flat, "scaled_dot_product_attention", attention)
+    model = fresh(architecture).float()
+    inputs = texts(model, (1, 33, 7, 7, 3, 12))
+    with torch.autocast("cpu", torch.bfloat16), flattened(model, inputs["attention_mask"]):
+        model(**inputs)
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_with_dropout_equal_texts_get_draws_of_their_own():

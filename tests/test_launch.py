@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tiny import make_checkpoint
 from tiny_translation import make_translation_checkpoint
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
 from hf_transfer import cli, launch, page
 from hf_transfer.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -239,7 +240,13 @@ def test_each_run_of_a_process_has_its_own_peak_of_memory():
 
 # --- sharded parameters
 
-SHARDING = SimpleNamespace(is_fsdp2=True)
+
+def sharding(cpu_offload):
+    """What is asked of an accelerator of FSDP2."""
+    return SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=SimpleNamespace(cpu_offload=cpu_offload)))
+
+
+SHARDING = sharding(OffloadPolicy())
 
 
 def classifier(folder, architecture):
@@ -263,6 +270,13 @@ def test_tied_weights_of_a_model_that_translates_are_no_business_of_fsdp2(family
     assert problem.endswith("which it refuses: use DDP.")
     check_sharding(SimpleNamespace(is_fsdp2=False), model, 1.0)
     check_sharding(Accelerator(), model, 1.0)
+
+
+def test_parameters_that_stay_on_the_host_are_refused_under_fsdp2(tmp_path):
+    model = classifier(tmp_path, "bert")
+    check_sharding(SHARDING, model, 0.0)
+    with pytest.raises(InputError, match=r"fsdp_offload_params keeps parameters off the GPU, .*: leave it out"):
+        check_sharding(sharding(CPUOffloadPolicy()), model, 0.0)
 
 
 def test_a_model_that_translates_needs_its_output_layer_whole_even_if_it_is_not_tied(tmp_path):

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,21 @@ def unproved(monkeypatch):
 @pytest.fixture(scope="module")
 def probed(data, checkpoints, tmp_path_factory) -> ht.RunResult:
     return ht.run(config_of(data, checkpoints["bert"], tmp_path_factory.mktemp("run") / "probe"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_states_of_several_processes_are_added_up_one_state_at_a_time(processes):
+    reduced = []
+
+    def reduce(state, reduction):
+        reduced.append((tuple(state.shape), reduction))
+        return state * 2
+
+    stand_in = SimpleNamespace(num_processes=processes, device=torch.device("cpu"), reduce=reduce)
+    states = torch.arange(24.0).reshape(3, 4, 2)
+    found = layer_runs._summed(states.clone(), stand_in)
+    assert torch.equal(found, states * processes)
+    assert reduced == [((4, 2), "sum")] * 3 * (processes - 1)
 
 
 def test_a_run_tells_what_was_chosen_and_what_every_candidate_reached(probed):

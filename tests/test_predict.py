@@ -1,6 +1,9 @@
 """Predictions: one per row, in the order of the rows, the same however they are batched and shared."""
 
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +65,27 @@ def test_predictions_stand_in_the_order_of_the_rows_and_equal_a_forward_of_each_
     assert found.example_ids.tolist() == rows["example_id"][:]
     assert found.domain_ids.tolist() == rows["domain"][:]
     assert found.reference.tolist() == rows["labels"][:]
+
+
+def test_texts_are_written_in_the_precision_of_training(checkpoint):
+    model, rows, functions = open_with_rows(checkpoint, 3)
+    entered = []
+
+    @contextmanager
+    def autocast():
+        entered.append("on")
+        yield
+        entered.append("off")
+
+    def translate(bare, chosen):
+        assert bare is model
+        entered.append(len(chosen))
+        raise KeyError("seen")
+
+    accelerator = SimpleNamespace(process_index=0, num_processes=1, autocast=autocast, unwrap_model=lambda given: given)
+    with pytest.raises(KeyError, match="seen"):
+        predict(model, rows, replace(functions, translate=translate), accelerator, 60)
+    assert entered == ["on", 3]
 
 
 def test_a_multi_label_prediction_has_every_class_at_or_over_one_half(checkpoint):

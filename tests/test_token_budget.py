@@ -28,6 +28,7 @@ class Memory:
 
     def __init__(self, monkeypatch, free, gradients=0, most_tokens=10**9):
         self.peak, self.free, self.gradients, self.most_tokens, self.passes = 0, free, gradients, most_tokens, []
+        self.error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory")
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(self, "peak", FIXED))
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: FIXED)
@@ -37,7 +38,7 @@ class Memory:
     def run(self, rows, lengths=LENGTHS):
         tokens = int(lengths[rows].sum())
         if tokens > self.most_tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         taken = FIXED + max(EACH * tokens, self.gradients) + (9_000_000 if not self.passes else 0)
         self.peak = max(self.peak, taken)
         self.passes.append(tokens)
@@ -59,6 +60,15 @@ def test_where_gradients_are_the_most_a_token_is_not_taken_for_less_than_it_is(m
 def test_a_small_gpu_still_gets_a_micro_batch_to_begin_with(monkeypatch):
     assert measured_budget(LENGTHS, Memory(monkeypatch, 1_000_000).run, 5_000_000, GPU) == LEAST
     assert measured_budget(LENGTHS, Memory(monkeypatch, 10**9, most_tokens=3000).run, 0, GPU) == LEAST
+
+
+def test_memory_that_torch_does_not_deal_out_may_run_out_too_and_other_errors_are_told(monkeypatch):
+    memory = Memory(monkeypatch, 10**9, most_tokens=3000)
+    memory.error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert measured_budget(LENGTHS, memory.run, 0, GPU) == LEAST
+    memory.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measured_budget(LENGTHS, memory.run, 0, GPU)
 
 
 def test_texts_that_are_a_small_micro_batch_together_are_never_cut(monkeypatch):

@@ -373,7 +373,11 @@ def run_with_memory_for(course, folder, tokens, error):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 @pytest.mark.parametrize("task", TASKS)
 def test_a_window_that_does_not_fit_is_cut_in_half_and_learnt_from_with_the_same_gradient(
