@@ -32,6 +32,7 @@ from hf_transfer.loading import EXPORT_NAME, METADATA_NAME, METADATA_SCHEMA, ONN
 from hf_transfer.onnx_engine import export_onnx
 from hf_transfer.records import Artefact, LabelSpace, Pretrained
 from hf_transfer.snippets import loading_notes, onnx_notes
+from hf_transfer.translating import decoding_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,13 +99,14 @@ def save_artefact(
             "target_lang": labels.target_lang,
             "source_prefix": labels.source_prefix,
             "tags": list(labels.tags),
+            "decoding": decoding_settings(adapted.model),
         }
         sources: list[str] = list(proof["source"])
         written = translate(model)
         pair = [proof[0][side] or getattr(labels, side) or None for side in ("source_lang", "target_lang")]
 
         def prove(folder: Path, ties: int = 0) -> float:
-            return _prove_translations(folder, sources, written, pair, ties)
+            return _prove_translations(folder, sources, written, pair, ties, proof[0]["tag"])
 
     else:
         texts: list[str] = list(proof["text"])
@@ -177,6 +179,8 @@ def write_model(
         temporary.rename(folder)
     except (OSError, ValueError, SafetensorError) as error:  # a full disk is the last one while tensors are written
         raise RunError(f"the model could not be saved to {folder} ({error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save_onnx(
@@ -219,16 +223,22 @@ def _from_anywhere(checkpoint_id: str) -> str:
 
 
 def _prove_translations(
-    folder: Path, texts: Sequence[str], expected: Sequence[str], languages: Sequence[str | None], ties: int = 0
+    folder: Path,
+    texts: Sequence[str],
+    expected: Sequence[str],
+    languages: Sequence[str | None],
+    ties: int = 0,
+    tag: str = "",
 ) -> float:
     """Load ``folder`` in a fresh, offline process and compare what it writes, greedily; the share that differs.
 
-    As many as ``ties`` may.
+    As many as ``ties`` may. ``tag``: that of the domain of all texts, or "".
     """
     request = {
         "path": str(folder.resolve()),
         "sources": list(texts),
         "languages": list(languages),
+        "domain": tag or None,
     }
     found = _ask_fresh_process(folder, request)
     differing = [i for i, (theirs, ours) in enumerate(zip(found, expected, strict=True)) if theirs != ours]
@@ -301,7 +311,7 @@ def _answer(answer: Path) -> None:
     torch.set_num_threads(request["threads"])
     if "sources" in request:
         translator = load(request["path"], device="cpu")
-        written = translator.translate(request["sources"], *request["languages"], beams=1)
+        written = translator.translate(request["sources"], *request["languages"], beams=1, domain=request["domain"])
         answer.write_text(json.dumps(written), encoding="utf-8")
         return
     opened = load(request["path"], device="cpu")

@@ -84,6 +84,14 @@ def activation_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         (getattr(inner, "activation_checkpointing_disable", None) or inner.gradient_checkpointing_disable)()
 
 
+def unwrap(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """``model`` as it was before accelerate prepared it, with its own ``forward``."""
+    module = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    # accelerate would take a module that an earlier stage prepared for ready, and leave autocast out
+    module.__dict__.pop("_is_accelerate_prepared", None)
+    return module
+
+
 def prepare_stage(
     adapted: Adapted,
     stage: Stage,
@@ -96,9 +104,7 @@ def prepare_stage(
 
     ``start``: the body's parameters before training by ``id``, where ``l2_sp`` pulls towards them.
     """
-    module = accelerator.unwrap_model(adapted.model, keep_fp32_wrapper=False)  # an earlier stage may have wrapped it
-    # accelerate would take a module that an earlier stage prepared for ready, and leave autocast out
-    module.__dict__.pop("_is_accelerate_prepared", None)
+    module = unwrap(adapted.model, accelerator)  # an earlier stage may have wrapped it
     in_stage = {id(p) for p in stage.trainable}
     for name, p in module.named_parameters():
         p.requires_grad_(name in names and id(p) in in_stage)

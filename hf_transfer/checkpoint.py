@@ -214,6 +214,8 @@ def differing_fields(path: Path, identity: Mapping[str, Any]) -> list[str]:
     current = json.loads(json.dumps(identity))
     if saved.get("train.precision") == "auto":  # of an earlier version, which did not say what that had become
         current.pop("train.precision", None)
+    if "weights" not in saved:  # likewise, which did not say whose they were
+        current.pop("weights", None)
     then, now = training_of(saved), training_of(current)
     differing = []
     for name in [name for name in now if then.get(name) != now[name]]:

@@ -35,6 +35,7 @@ from hf_transfer.config import (
     RunConfig,
     TrainConfig,
     check_config,
+    defaults_of,
     from_nested,
     share_of_general,
     to_yaml,
@@ -43,7 +44,7 @@ from hf_transfer.control_runs import DOES_NOT_APPLY, score_control, scratch_conf
 from hf_transfer.domain_distances import measure_distances
 from hf_transfer.errors import InputError, RunError, printable
 from hf_transfer.feature_store import FeatureStore, feature_store
-from hf_transfer.folder import deciding_settings, feature_folder
+from hf_transfer.folder import check_place, deciding_settings, feature_folder
 from hf_transfer.launch import is_main_process, join_processes, leave_processes, let_models_go, start_processes
 from hf_transfer.page import adapt
 from hf_transfer.preemption import Notice
@@ -141,6 +142,7 @@ def _compare(config: CompareConfig) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
     texts = Texts()
     plan = plan_runs(config, texts)
+    check_place(config, OUTPUTS, "comparison")
     done = _finished(plan, output_dir, texts, config.overwrite)
     alike = _trained_alike(plan)
     if not learns_vocabulary(config):
@@ -213,6 +215,7 @@ def plan_runs(config: CompareConfig, texts: Texts) -> list[PlannedRun]:
                 run = _planned(config, name, seed, setting, texts)
                 if run is not None:
                     plan.append(run)
+    assert len({run.name for run in plan}) == len(plan), "each run has a folder of its own"
     order = {seed: place for place, seed in enumerate(config.seeds)}
     cheap = ("before", "tfidf", "majority")
     return sorted(plan, key=lambda run: (run.strategy not in cheap, order[run.config.seed]))
@@ -260,7 +263,10 @@ def _planned(config: CompareConfig, name: str, seed: int, setting: Setting, text
     if name not in ("mixed", "interpolated"):  # general text is scored in every run, and learnt from in these
         data = dataclasses.replace(data, general_share=None)
     if not setting.with_source and config.task == "classification":  # a few target examples need not show every class
-        data = dataclasses.replace(data, label_names=_source_text(config, texts).labels.names)
+        labels = _source_text(config, texts).labels  # nor fractions of a regression
+        problem = labels.problem
+        assert problem != "translation", "of classification"
+        data = dataclasses.replace(data, label_names=labels.names, problem=problem)
     drawn_by_seed = data.max_train_examples is not None or setting.target_examples
     by_chance = name not in ("before", "tfidf", "majority") or (drawn_by_seed and name != "before")
     if seed != config.seeds[0] and not by_chance:
@@ -342,7 +348,7 @@ def _folder_name(name: str, seed: int, setting: Setting, config: CompareConfig) 
     """``lora-s0``, with the direction in front where there are several: safe as a folder name, unique by number."""
     parts = [f"{name}-s{seed}"]
     if config.matrix or config.leave_one_out:
-        parts.append(f"on-{'-'.join(map(_slug, setting.train_domains))}"[:80])
+        parts.append(f"on-{_bounded('-'.join(map(_slug, setting.train_domains)))}")
     if setting.target_examples:
         side = "with" if setting.with_source else "without"
         parts.append(f"{setting.target_examples}-{_slug(str(setting.target_domain))}-{side}-source")
@@ -355,6 +361,11 @@ def _slug(text: str) -> str:
     return (
         plain if plain == text and len(plain) <= 40 else f"{plain[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     )
+
+
+def _bounded(name: str) -> str:
+    """``name`` cut to 77 characters with a digest of what is lost, so that long ones stay apart."""
+    return name if len(name) <= 77 else f"{name[:66]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
 def _trained_alike(plan: Sequence[PlannedRun]) -> dict[str, list[str]]:
@@ -389,6 +400,8 @@ def _as_comparison(
         if fields["evaluate"].controls:  # what a run calls its controls, a comparison has at the top
             fields["controls"] = fields["evaluate"].controls
             fields["evaluate"] = dataclasses.replace(fields["evaluate"], controls=())
+        if fields["output_dir"] in (RunConfig.output_dir, defaults_of(config.task, RunConfig).get("output_dir")):
+            del fields["output_dir"]  # of runs; a comparison has a place of its own
         config = CompareConfig(**COMPARE_DEFAULTS[config.task] | fields)
     given: dict[str, Any] = {"strategies": strategies, "controls": controls, "seeds": seeds}
     replaced: dict[str, Any] = {name: tuple(items) for name, items in given.items() if items is not None}
@@ -431,8 +444,15 @@ def _differing(folder: Path, run: PlannedRun, texts: Texts) -> list[str]:
     if then.seed != run.config.seed:
         differing.append(f"seed {then.seed}, now {run.config.seed}")
     fingerprint = texts.of(run.config).table.fingerprint
-    if read_results(folder)["data"]["fingerprint"] != fingerprint:
+    results = read_results(folder)
+    if results["data"]["fingerprint"] != fingerprint:
         differing.append("other data")
+    artefact = results["artefact"]
+    if run.keep_model and run.strategy not in CONTROLS and artefact["kind"] == "none":
+        differing.append("its model was not kept")
+    elif run.keep_model:
+        missing = [form for form in run.config.publish.export if form not in (artefact["kind"], *artefact["also"])]
+        differing += [f"no {form} form of it" for form in missing]
     return differing
 
 

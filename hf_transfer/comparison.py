@@ -26,6 +26,8 @@ from hf_transfer.report.examples import read_examples, relabelled
 from hf_transfer.report.results import plain
 from hf_transfer.robustness import effective_robustness
 from hf_transfer.significance import (
+    MOST_TRIALS,
+    SACREBLEU_TEST,
     Difference,
     hierarchical_interval,
     holm,
@@ -194,6 +196,8 @@ def join(
         "higher_is_better": find_metric(tests.metric).higher_is_better,
         "confidence": tests.confidence,
         "resamples": tests.resamples,
+        # of metrics beside the main one; a single run brings its own intervals along
+        "side_resamples": min(tests.resamples, SIDE_RESAMPLES) if several else tests.resamples,
         "interval": (
             f"hierarchical bootstrap over {len(seeds)} seeds x examples"
             if several
@@ -981,17 +985,21 @@ def _too_coarse(joined: Mapping[str, Any]) -> Iterator[str]:
         decided = [
             item for item in joined["comparisons"] if family_of(item) == family and item["p_adjusted"] is not None
         ]
-        # permutations reach 1 / (resamples + 1), an inverted interval twice that
-        parts = [
-            1 if item["test"] == "paired permutation" else 2 for item in decided if item["test"] != "exact McNemar"
-        ]
+        tests = {item["test"] for item in decided} - {"exact McNemar"}
+        # permutations and sacrebleu's trials reach 1 / (number + 1), an inverted interval twice that
+        parts = [1 if name in ("paired permutation", SACREBLEU_TEST) else 2 for name in tests]
         needed = max(parts, default=0) * len(decided) / level
-        if needed >= joined["resamples"] + 1:
+        trials = len(decided) / level if SACREBLEU_TEST in tests else 0.0
+        asked = f"{len(decided):,} comparisons ({family[0].replace('_', ' ')}, {'means' if family[1] else 'by domain'})"
+        if trials >= MOST_TRIALS + 1:
             yield (
-                f"{joined['resamples']:,} resamples are too few for {len(decided):,} comparisons "
-                f"({family[0].replace('_', ' ')}, {'means' if family[1] else 'by domain'}): real differences may go "
-                "unseen. Raise --evaluate.resamples to "
-                f"{1000 * math.ceil(needed / 1000):,}."
+                f"{MOST_TRIALS:,} trials, the most that sacrebleu's test makes here, are too few for {asked}: real "
+                "differences may go unseen. Compare fewer strategies, domains or directions at once."
+            )
+        elif needed >= joined["resamples"] + 1:
+            yield (
+                f"{joined['resamples']:,} resamples are too few for {asked}: real differences may go unseen. Raise "
+                f"--evaluate.resamples to {1000 * math.ceil(needed / 1000):,}."
             )
 
 

@@ -653,6 +653,12 @@ class RunConfig:
                 f"--adapt.strategy lora adapts a pretrained body, and {self.model.checkpoint} is random and not saved "
                 "with the adapter: use full, or the checkpoint without scratch:."
             )
+        fixed = self.evaluate.selection == "last" or any(self.data.target_examples)
+        if self.train.patience and fixed:
+            found.append(
+                f"--train.patience {self.train.patience} waits for a better validation, and with --evaluate.selection "
+                "last, which --data.target_examples takes too, none is looked for: leave one of them out."
+            )
         if not 0 <= self.seed < SEED_LIMIT:
             found.append(f"--seed must lie between 0 and 2**32 - 1, found {self.seed}: try 0.")
         return found + self.problems_of_one_run()

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,32 +82,63 @@ def check_output_dir(config: RunConfig) -> Path:
             f"--output_dir {folder} already holds a finished run (results.json): choose another folder, or pass "
             "--overwrite to replace it."
         )
-    if folder.resolve() in (Path(folder.resolve().anchor), Path.home()):
-        raise InputError(f"--output_dir {folder} is no place for a run's files: choose a folder of its own.")
-    taken = [name for name in OUTPUTS if os.path.lexists(folder / name)]
-    if taken and not config.overwrite and not _is_of_a_run(folder):
-        raise InputError(
-            f"--output_dir {folder} holds {', '.join(taken)}, which no run has left there (its config.yaml is missing "
-            "or of another kind) and which a run would replace: choose another folder, or pass --overwrite."
-        )
+    check_place(config, OUTPUTS, "run")
     unfinished = sorted(path.name for path in (folder / "checkpoints").glob("step-*[0-9]"))
     if unfinished and not config.overwrite and config.train.resume is None and not (folder / "results.json").exists():
         raise InputError(
             f"--output_dir {folder} holds an unfinished run with checkpoints ({', '.join(unfinished)}): continue it "
             "with --train.resume auto, or start afresh with --overwrite."
         )
+    return folder
+
+
+def check_place(config: RunConfig, outputs: Sequence[str], kind: str) -> None:
+    """See that ``outputs`` may be written and replaced in the output folder of a ``kind``: a run or a comparison.
+
+    Raises:
+        InputError: they are of other origin and ``overwrite`` is off, or this run reads one of them; or the folder
+            cannot be written.
+    """
+    folder = Path(config.output_dir)
+    if folder.resolve() in (Path(folder.resolve().anchor), Path.home()):
+        raise InputError(f"--output_dir {folder} is no place for a {kind}'s files: choose a folder of its own.")
+    taken = [name for name in outputs if os.path.lexists(folder / name)]
+    if taken and not config.overwrite and not _is_of(folder, type(config)):
+        raise InputError(
+            f"--output_dir {folder} holds {', '.join(taken)}, which no {kind} has left there (its config.yaml is "
+            f"missing or of another kind) and which a {kind} would replace: choose another folder, or pass --overwrite."
+        )
+    for flag, path in _read_from(config):
+        if any(path.is_relative_to((folder / name).resolve()) for name in taken):
+            raise InputError(
+                f"--{flag} {path} lies in --output_dir {folder}, where this {kind} would replace it: choose another "
+                "--output_dir."
+            )
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"--output_dir {folder}: {nearest} is a file, not a folder; choose another path.")
     if not os.access(nearest, os.W_OK):
         raise InputError(f"--output_dir {folder}: {nearest} cannot be written; choose another path.")
-    return folder
+
+
+def _read_from(config: RunConfig) -> Iterator[tuple[str, Path]]:
+    """Files and folders on this machine that a run reads, under the flags that name them."""
+    given = [("model.checkpoint", config.model.checkpoint.removeprefix("scratch:"))]
+    for flag, text in (("data.source", config.data.source), ("data.general_source", config.data.general_source or "")):
+        given += [(flag, item) for item in (text, *text.split(","))]  # two files, or a name with a comma
+    for flag, name in given:
+        path = Path(name.strip()).expanduser()
+        if name.strip() and path.exists():
+            yield flag, path.resolve()
 
 
 def open_run_folder(
-    config: RunConfig, fingerprint: str, accelerator: Accelerator, handover: Handover = BY_ITSELF
+    config: RunConfig, fingerprint: str, accelerator: Accelerator, handover: Handover = BY_ITSELF, weights: str = ""
 ) -> tuple[RunFolder, tuple[str, ...]]:
     """Clear what an earlier run left (its checkpoints stay where this run continues from them) and write the config.
+
+    ``weights``: sha256 of those that training starts from, since its checkpoints hold what learns alone; "" of random
+    ones, which the seed decides.
 
     Returns where training writes, and sentences about damaged checkpoints, and training that was taken over.
 
@@ -117,7 +148,7 @@ def open_run_folder(
     """
     folder = Path(config.output_dir)
     resume_from, notes = find_checkpoint_to_resume(folder / "checkpoints", config.train.resume)
-    identity = run_identity(config, fingerprint, accelerator)
+    identity = run_identity(config, fingerprint, accelerator) | {"weights": weights}
     taken = handover.taken_from if resume_from is None else None
     if taken is not None and not differing_fields(taken, identity):
         resume_from = taken
@@ -315,13 +346,13 @@ def _check_that_checkpoints_are_of(opened: RunFolder) -> None:
         )
 
 
-def _is_of_a_run(folder: Path) -> bool:
-    """Whether ``config.yaml`` has the sections that a run writes, in that order."""
+def _is_of(folder: Path, record: type[RunConfig]) -> bool:
+    """Whether ``config.yaml`` has the sections of ``record`` that a run or a comparison writes, in that order."""
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-    return re.findall(r"^(\w+):", text, re.MULTILINE) == [item.name for item in dataclasses.fields(RunConfig)]
+    return re.findall(r"^(\w+):", text, re.MULTILINE) == [item.name for item in dataclasses.fields(record)]
 
 
 def run_identity(config: RunConfig, fingerprint: str, accelerator: Accelerator) -> dict[str, object]:

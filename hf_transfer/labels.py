@@ -1,4 +1,4 @@
-"""Floor 1: labels as they are read: class names, several of them, or numbers; and which kind of problem they make."""
+"""Floor 0: labels as they are read: class names, several of them, or numbers; and which kind of problem they make."""
 
 from __future__ import annotations
 

@@ -63,6 +63,16 @@ def body_key(pretrained: Pretrained, seed: int, layers: int | None) -> str:
     return f"{weights} {pretrained.revision} {layers or 'all'} layers"
 
 
+def store_key(adapted: Adapted, pretrained: Pretrained, seed: int) -> str:
+    """``body_key``, and the seed where a parameter that the checkpoint did not hold (a pooler, say) stays as it was
+    drawn: what frozen layers compute is then the seed's too."""
+    key = body_key(pretrained, seed, pretrained.layers)
+    learning = {id(p) for stage in adapted.stages for p in stage.trainable}
+    new = set(pretrained.newly_initialised)
+    drawn = any(name in new and id(p) not in learning for name, p in pretrained.model.named_parameters())
+    return f"{key} drawn by {seed}" if drawn else key
+
+
 def settle_layers(
     config: RunConfig, model: ModelConfig, found: Checkpoint, labels: LabelSpace, text: Text
 ) -> tuple[ModelConfig, LayersTold]:

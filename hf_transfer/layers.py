@@ -53,6 +53,10 @@ def depth_of(config: Any) -> int:
     return int(getattr(config, "num_hidden_layers", 0) or 0)
 
 
+_BY_LAYER = ("attention_window",)
+"""Lists with an entry for each layer whose names do not say so: Longformer's."""
+
+
 def cut_values(config: Any, kept: int) -> dict[str, Any]:
     """Config values of the checkpoint that keeps its ``kept`` lowest layers: their number, under the name that every
     stock config answers to, and lists with an entry for each layer (ModernBERT's ``layer_types``) that much shorter."""
@@ -60,7 +64,7 @@ def cut_values(config: Any, kept: int) -> dict[str, Any]:
     lists = {
         name: list(value)[:kept]
         for name, value in config.to_dict().items()
-        if "layer" in name and isinstance(value, list | tuple) and len(value) == depth
+        if ("layer" in name or name in _BY_LAYER) and isinstance(value, list | tuple) and len(value) == depth
     }
     return {"num_hidden_layers": kept, **lists}
 
@@ -167,22 +171,25 @@ class StateReader:
 
 @contextmanager
 def _watched(body: nn.Module, keep: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Hand what enters the first layer, and what each one puts out, to ``keep``."""
+    """Hand what enters each layer, and what the last one puts out, to ``keep``; a shared layer is each of them in turn.
+
+    What enters a layer and not what the one below puts out: DeBERTa has a convolution in between.
+    """
     ((_, stack),) = layer_stacks(body)
-    entered: list[bool] = []
+    last: list[torch.Tensor] = []
 
     def on_entry(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        if not entered:  # a shared layer is entered many times
-            entered.append(True)
-            keep(arguments[0] if arguments else named["hidden_states"])
+        last.clear()
+        keep(arguments[0] if arguments else named["hidden_states"])
 
     def on_exit(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        keep(output if isinstance(output, torch.Tensor) else output[0])
+        last[:] = [output if isinstance(output, torch.Tensor) else output[0]]
 
-    handles = [stack[0].register_forward_pre_hook(on_entry, with_kwargs=True)]
+    handles = [layer.register_forward_pre_hook(on_entry, with_kwargs=True) for layer in stack]
     handles += [layer.register_forward_hook(on_exit) for layer in stack]
     try:
         yield
+        keep(last[0])
     finally:
         for handle in handles:
             handle.remove()

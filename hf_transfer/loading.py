@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ class LoadedModel:
         """What ``read`` keeps of each forward pass, in the order of ``texts``."""
         pairs = list(text_pairs) if text_pairs is not None else None
         encoded = self.tokenizer(list(texts), pairs, truncation=True, max_length=self.max_length)
+        _fill_empty(encoded, self.tokenizer)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         batches = sorted_batches(lengths, tokens_per_batch, evenly=self._pads())
         kept = []
@@ -103,6 +104,17 @@ class LoadedModel:
             inputs = self.tokenizer.pad(columns, padding_side="right", return_attention_mask=True, return_tensors="pt")
             kept.append(read(self._outputs(inputs), self.labels).cpu().numpy())
         return np.concatenate(kept)[np.argsort(np.concatenate(batches), kind="stable")]
+
+
+def _fill_empty(encoded: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give an empty text one token, in place, where the tokenizer adds none of its own (GPT-2's): a model reads no
+    row without any."""
+    tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    token = next((number for number in tokens if number is not None), 0)
+    for row, ids in enumerate(encoded["input_ids"]):
+        if not ids:
+            for name, values in encoded.items():
+                values[row] = [{"input_ids": token, "attention_mask": 1}.get(name, 0)]
 
 
 def name_predictions(decided: np.ndarray, labels: LabelSpace) -> list[Any]:
@@ -219,7 +231,8 @@ def _load_export(folder: Path, export: Path | None, device: str | None) -> Any:
             f"{folder} has no CTranslate2 export: adapt with --publish.export ctranslate2, or leave --engine out."
         )
     metadata = read_metadata(export) if (export / METADATA_NAME).is_file() else {}
-    return open_export(export, _labels_of(metadata), metadata.get("max_length"), device)
+    opened = open_export(export, _labels_of(metadata), metadata.get("max_length"), device)
+    return replace(opened, **_decoding_of(metadata))
 
 
 def _load_onnx(folder: Path, export: Path | None, device: str | None) -> LoadedModel:
@@ -232,6 +245,14 @@ def _load_onnx(folder: Path, export: Path | None, device: str | None) -> LoadedM
     opened = OnnxEngine(export, device)
     labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
     return LoadedModel(opened, opened.tokenizer, labels, metadata["max_length"])
+
+
+def _decoding_of(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Beams and length penalty that a model was scored with; {} of one that does not say."""
+    said = metadata.get("decoding")
+    known = said if isinstance(said, dict) else {}
+    kinds: dict[str, Any] = {"beams": int, "length_penalty": (int, float)}
+    return {name: known[name] for name, kind in kinds.items() if isinstance(known.get(name), kind)}
 
 
 def _labels_of(metadata: dict[str, Any]) -> LabelSpace:
@@ -281,7 +302,8 @@ def _load_translator(folder: Path, device: str) -> Any:
         model.base_model.model.generation_config = model.generation_config
     model = model.to(device)
     labels = _labels_of(metadata)
-    return make_translator(model, opened.tokenizer, labels, metadata.get("max_length"), folder, opened.sha256)
+    found = make_translator(model, opened.tokenizer, labels, metadata.get("max_length"), folder, opened.sha256)
+    return replace(found, **_decoding_of(metadata))
 
 
 Opened = tuple[Any, "PreTrainedTokenizerBase", LabelSpace, int]
@@ -317,6 +339,11 @@ def _load_probe(folder: Path) -> Opened:
 
     wanted = ModelConfig(checkpoint=str(folder))
     opened = load_pretrained(wanted, find_checkpoint(wanted), "AutoModel", {}, keep_head=True, seed=0)
+    if opened.newly_initialised:
+        raise InputError(
+            f"{folder} has no weights for {', '.join(opened.newly_initialised[:3])}: what it says would be random. "
+            "Save the whole model, or fetch it again."
+        )
     metadata = read_metadata(folder)
     labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
     max_length = longest_input(opened.model, opened.tokenizer, metadata["max_length"])

@@ -49,7 +49,7 @@ from hf_transfer.launch import (
     start_processes,
     whole_model,
 )
-from hf_transfer.layer_runs import body_key
+from hf_transfer.layer_runs import store_key
 from hf_transfer.metrics import METRICS, score
 from hf_transfer.model_selection import Chooser
 from hf_transfer.predict import predict, scored_padding
@@ -198,14 +198,14 @@ def adapt(
     # training
     higher_is_better = METRICS[metrics[0]].higher_is_better
     chooser = Chooser(config.evaluate.selection, metrics[0], higher_is_better, validate_on(encoded.validation))
-    folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator, handover)
+    folder, resume_notes = open_run_folder(config, text.table.fingerprint, accelerator, handover, pretrained.sha256)
     padded = find_stacks(adapted.model).reason
     notes = (*prepared.notes, *resume_notes, *([padded] if padded else []))
     plans = plan_stages(adapted.stages, encoded.epoch_size, settings)
     store = text.shared.setdefault("features", FeatureStore())
     trial = functions.make_batch(encoded.train[: min(2, len(encoded.train))])
     with (
-        stored_features(adapted, body_key(pretrained, config.seed, pretrained.layers), store, trial.inputs) as features,
+        stored_features(adapted, store_key(adapted, pretrained, config.seed), store, trial.inputs) as features,
         Progress(
             plans[-1].end if plans else 0,
             done_steps=folder.done_steps,

@@ -139,7 +139,7 @@ def _data(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
 
 
 def _steps(run: Rehearsal, stages: Sequence[StageCost]) -> dict[str, Any]:
-    per_epoch = window_count(len(run.source), run.settings.window_size)
+    per_epoch = window_count(run.encoded.epoch_size, run.settings.window_size)
     steps = sum(stage.plan.steps for stage in stages)
     tokens = sum(stage.tokens for stage in stages)
     batches = sum(stage.shapes.batches * stage.plan.steps / max(stage.windows, 1) for stage in stages)

@@ -35,7 +35,7 @@ def predict_file(
 
     The input is read through once before the model is opened, so that a bad row is not found after hours of work. The
     output appears complete or not at all. Rows keep their order and columns; multi-label predictions are joined by
-    ``|`` in CSV and lists in JSON lines. A model that translates predicts translations, by 4 beams.
+    ``|`` in CSV and lists in JSON lines. A model that translates predicts translations, as it was scored.
 
     Raises:
         InputError: unreadable file, absent column, existing output, formats that are not known.

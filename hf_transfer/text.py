@@ -64,9 +64,10 @@ def _read_parallel_text(
     table, problems = read_rows(data, task)
     general: Sequence[str] = ()
     if data.general_source is not None:
-        only = replace(data, source=data.general_source, train_domains=(), test_domains=(), general_source=None)
+        # a subset and a revision are of the other data set
+        only = replace(data, source=data.general_source, subset=None, revision=None, train_domains=(), test_domains=())
         try:
-            other, other_problems = read_rows(replace(only, general_share=None), task)
+            other, other_problems = read_rows(replace(only, general_source=None, general_share=None), task)
         except InputError as error:
             raise InputError([*problems, *map(_of_general_source, error.problems)]) from None
         problems += map(_of_general_source, other_problems)
@@ -100,7 +101,7 @@ def _joined(table: DomainTable, other: DomainTable) -> DomainTable:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from hf_transfer.sources.base import TEXT, arrow_table, make_table
+    from hf_transfer.sources.base import TEXT, arrow_table, with_rows
 
     rows = arrow_table(other.rows)
     for name in ("example_id", "place"):
@@ -108,7 +109,7 @@ def _joined(table: DomainTable, other: DomainTable) -> DomainTable:
         rows = rows.set_column(rows.column_names.index(name), name, marked)
     mine = arrow_table(table.rows)
     joined = pa.concat_tables([mine, rows.select(mine.column_names)])
-    return make_table(joined, table.name, table.default_train_domains, (*table.notes, *other.notes))
+    return with_rows(table, joined, (*table.notes, *other.notes))
 
 
 def _labelled(splits: DomainSplits, data: DataConfig) -> DomainSplits:

@@ -32,6 +32,7 @@ from hf_transfer.before_training import (
     drop_unused,
     prepare_stage,
     run_all_layers,
+    unwrap,
 )
 from hf_transfer.checkpoint import RunFolder
 from hf_transfer.compiled import CompiledLayers
@@ -126,11 +127,11 @@ def train(
         if accelerator.is_main_process:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
         for plan in plans:
-            if features is not None:
-                features.begin(plan.stage)
             if plan.begins_schedule and state.step >= plan.first_step:
                 schedule_began = seconds_at(plan.schedule_first, state)
             if state.stopped_early or state.step >= plan.end or _time_is_up(state, settings):
+                if features is not None:
+                    features.begin(plan.stage)
                 continue
             if state.step == plan.first_step:
                 state = replace(state, bad_validations=0)
@@ -138,6 +139,9 @@ def train(
                 model = optimizer = None  # of the stage before
                 accelerator.free_memory()
                 let_models_go()
+                unwrap(adapted.model, accelerator)
+            if features is not None:  # which are tried in single precision, whatever stage it is
+                features.begin(plan.stage)
             model, optimizer = prepare_stage(adapted, plan.stage, names, settings, start, accelerator)
             flat = find_stacks(model).flat
             if folder.resume_from is not None and state.step > plan.first_step:

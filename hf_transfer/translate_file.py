@@ -35,7 +35,9 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--source_lang", help="by default the language that the model was adapted with")
     parser.add_argument("--target_lang", help="likewise")
     parser.add_argument("--domain", help="domain tag, for a model that was adapted with --data.domain_tags")
-    parser.add_argument("--beams", type=int, default=4, help="width of the beam search, 1 is greedy (default: 4)")
+    scored = "default: as the model was scored"
+    parser.add_argument("--beams", type=int, help=f"width of the beam search, 1 is greedy ({scored}, else 4)")
+    parser.add_argument("--length_penalty", type=float, help=f"over 1 for longer translations ({scored}, else 1)")
     parser.add_argument("--engine", choices=("torch", "ctranslate2"), help="default: torch, for an export ctranslate2")
     parser.add_argument("--lines_at_once", type=int, default=1024, help="lines in memory at a time (default: 1024)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
@@ -52,7 +54,7 @@ def main(words: Sequence[str]) -> None:
     if given.output != "-" and not Path(given.output).absolute().parent.is_dir():
         problems.append(f"--output {given.output}: there is no folder {Path(given.output).absolute().parent}.")
     for name in ("beams", "lines_at_once"):
-        if getattr(given, name) < 1:
+        if getattr(given, name) is not None and getattr(given, name) < 1:
             problems.append(f"--{name} must be 1 or more, found {getattr(given, name)}.")
     if problems:
         raise InputError(problems)
@@ -72,6 +74,7 @@ def main(words: Sequence[str]) -> None:
             source_lang=given.source_lang,
             target_lang=given.target_lang,
             beams=given.beams,
+            length_penalty=given.length_penalty,
             domain=given.domain,
         )
     print(f"{count:,} lines translated: {given.output}", file=sys.stderr)

@@ -28,6 +28,8 @@ MAX_LENGTH = 512
 """Tokens of a source where neither the model nor its metadata says less."""
 TOKENS_PER_BATCH = 8192
 NUMBERS_SHOWN = 5
+BEAMS, LENGTH_PENALTY = 4, 1.0
+"""Of a model of which nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Translator:
     """Tokens of a source; longer ones are split at sentence ends."""
     neighbours: tuple[Datastore, KnnChoice] | None = None
     """kNN-MT's datastore and settings, where the model has one."""
+    beams: int = BEAMS
+    """With which the run that saved it scored it, and translates where nothing else is asked for."""
+    length_penalty: float = LENGTH_PENALTY
+    """Likewise."""
 
     def translate(
         self,
@@ -50,8 +56,8 @@ class Translator:
         source_lang: str | None = None,
         target_lang: str | None = None,
         *,
-        beams: int = 4,
-        length_penalty: float = 1.0,
+        beams: int | None = None,
+        length_penalty: float | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         domain: str | None = None,
         on_batch: Callable[[int], None] | None = None,
@@ -64,7 +70,8 @@ class Translator:
             texts: several, not one string.
             source_lang: as in a run's config; by default the languages that the model was adapted with.
             target_lang: likewise.
-            beams: 1 is greedy.
+            beams: 1 is greedy; by default what the model was scored with, 4 where that is not known.
+            length_penalty: exponent of the length that scores of beams are divided by; likewise, 1.
             domain: tag in front of every text, for a model that was adapted with ``data.domain_tags``.
             on_batch: called with the number of pieces that were just translated.
             on_notice: called with a sentence about texts that were too long; by default it goes to standard error.
@@ -106,8 +113,8 @@ class Translator:
                 [forced_bos(self.convention, self.tokenizer, target)] * len(flat),
                 pad_token_id=int(self.tokenizer.pad_token_id),
                 tokens_per_batch=tokens_per_batch,
-                beams=beams,
-                length_penalty=length_penalty,
+                beams=self.beams if beams is None else beams,
+                length_penalty=self.length_penalty if length_penalty is None else length_penalty,
                 on_batch=on_batch,
             )
         said = iter(self.tokenizer.batch_decode(answers, skip_special_tokens=True))
@@ -183,6 +190,13 @@ def open_export(folder: Path, labels: LabelSpace, max_length: int | None, device
     positions = getattr(engine.config, "max_position_embeddings", None) or wanted
     limit = min(wanted, positions, tokenizer.model_max_length)
     return Translator(engine, tokenizer, labels, find_convention(engine.config, tokenizer), limit)
+
+
+def decoding_settings(model: Any) -> dict[str, Any]:
+    """Beams and length penalty that ``model`` was made ready with, as ``hf_transfer.json`` keeps them."""
+    own = model.generation_config
+    penalty = LENGTH_PENALTY if own.length_penalty is None else own.length_penalty
+    return {"beams": own.num_beams or 1, "length_penalty": penalty}
 
 
 def _to_standard_error(text: str) -> None:

@@ -30,7 +30,7 @@ from hf_transfer.pretrained import longest_input
 from hf_transfer.records import DomainSplits, EncodedSplits, LabelSpace, Predictions, Pretrained, Text, TrainResult
 from hf_transfer.shift import split_predictions
 from hf_transfer.tasks import TaskFunctions
-from hf_transfer.tasks.translation import tagged
+from hf_transfer.tasks.translation import tag_of
 
 if TYPE_CHECKING:
     from hf_transfer.step_log import ProgressBar
@@ -247,26 +247,28 @@ def proof_of_artefact(
     """Rows whose outputs prove that a saved model loads: of train, by their logits; of translation, of test, and what
     a model writes for them, greedily.
 
-    The latter are short enough to be one piece, of one pair of languages, and their sources have the tag of their
-    domain.
+    The latter are short enough to be one piece (of texts that are all longer it is one, in several), of one pair of
+    languages and one domain, whose tag stands beside them.
     """
     if labels.problem != "translation":
         return splits.train.select(range(min(most, len(splits.train)))), None
-    domain = next(name for name, rows in encoded.test.items() if len(rows))
-    rows, plain = encoded.test[domain], splits.test[domain]
     pair = ("source_lang", "target_lang")
-    wanted = tuple(plain[0][side] for side in pair)
+    places = [(domain, i) for domain, rows in encoded.test.items() for i in range(len(rows))]
+    short = (place for place in places if len(encoded.test[place[0]][place[1]]["pieces"]) == 1)
+    domain, first = next(short, places[0])
+    rows, plain = encoded.test[domain], splits.test[domain]
+    wanted = tuple(plain[first][side] for side in pair)
     chosen = [
         i
         for i, (pieces, *languages) in enumerate(zip(rows["pieces"], *(plain[side] for side in pair), strict=True))
         if len(pieces) == 1 and tuple(languages) == wanted
     ][:most]
-    rows = rows.select(chosen)
-    sources = tagged(rows["source"][:], [domain] * len(rows), labels)
-    languages = dict(zip(pair, ([language] * len(rows) for language in wanted), strict=True))
+    rows = rows.select(chosen or [first])
+    same = dict(zip((*pair, "tag"), (*wanted, tag_of(domain, labels)), strict=True))
+    columns = {"source": rows["source"][:], **{name: [value] * len(rows) for name, value in same.items()}}
     translate = quicker(functions).translate
     assert translate is not None
-    return Dataset.from_dict({"source": sources, **languages}), lambda model: list(translate(model, rows))
+    return Dataset.from_dict(columns), lambda model: list(translate(model, rows))
 
 
 def describe_translation(

@@ -209,6 +209,18 @@ def test_nothing_is_put_in_eval_mode_where_the_whole_body_learns(folders, strate
     assert all(dropouts(adapted.model))
 
 
+@pytest.mark.parametrize("targets", ["3.attention.self.query", "all-linear"])
+def test_what_lies_below_the_lowest_lora_runs_in_eval_mode(folders, targets):
+    adapted = apply_strategy(copy_of(folders["bert-4"]), AdaptConfig(strategy="lora", lora_targets=targets))
+    adapted.set_train_mode(adapted.model)
+    body = adapted.model.base_model.model.bert
+    for below in (body.embeddings, *body.encoder.layer[:3]):
+        modes = {module.training for module in below.modules()}
+        assert dropouts(below) and modes == {targets == "all-linear"}
+    for module in (*body.encoder.layer[3].modules(), adapted.model.base_model.model.dropout):
+        assert module.training
+
+
 def test_a_probe_trains_the_head_on_a_body_in_eval_mode(folders):
     adapted = apply_strategy(copy_of(folders["bert"]), AdaptConfig(strategy="probe"))
     adapted.set_train_mode(adapted.model)
@@ -765,3 +777,22 @@ def test_a_lora_of_a_model_that_writes_learns_and_loads_with_peft_to_equal_logit
         merged.save_pretrained(tmp_path / "merged")
         stock = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
         torch.testing.assert_close(stock(**PAIR_IDS).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "stacks"),
+    [
+        ("marian", "decoder.layers.1.fc1", "layers"),
+        ("t5", "decoder.block.1.layer.2.DenseReluDense.wi", "block"),
+    ],
+)
+def test_an_encoder_below_a_lora_in_the_decoder_runs_in_eval_mode_and_all_layers_of_the_decoder_do_not(
+    translators, family, target, stacks
+):
+    adapted = apply_strategy(translator(translators[family]), AdaptConfig(strategy="lora", lora_targets=target))
+    adapted.set_train_mode(adapted.model)
+    model = adapted.model.base_model.model
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    assert not any(module.training for module in encoder.modules() if list(module.parameters()))
+    layers = getattr(decoder, stacks)
+    assert len(layers) == 2 and all(module.training for module in layers.modules())

@@ -332,6 +332,15 @@ def test_undefined_differences_of_several_sources_are_not_counted():
     assert with_undefined(joined, "tfidf", "full", "in-domain")[1:] == nowhere[1:], "nor has the gap a value"
 
 
+def test_only_the_sources_that_the_best_was_trained_on_are_counted():
+    runs = matrix({"lora": 0.9, "tfidf": 0.7})
+    runs = [run for run in runs if run["strategy"]["name"] == "tfidf" or run["data"]["train_domains"] != ["apps"]]
+    assert told(*runs)[0] == (
+        "LoRA of org/small-bert, trained on each of 3 domains (of 4), reaches a mean accuracy of 90.0% in its train "
+        "domain and 80.0% elsewhere."
+    )
+
+
 def test_leave_one_out_speaks_of_sets_of_domains():
     found = told(*matrix({"lora": 0.8, "tfidf": 0.6}, loss=0.0, leave_one_out=True))
     assert found[0].startswith(

@@ -297,6 +297,21 @@ def test_a_failed_save_leaves_the_earlier_artefact_alone(tmp_path, monkeypatch):
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_a_failed_save_leaves_no_half_of_an_artefact_behind(tmp_path, monkeypatch, strategy):
+    labels = SPACES["2"]
+    pretrained, adapted = open_case(make_checkpoint(tmp_path / "base"), labels, STRATEGIES[strategy])
+
+    def full_disk(folder, *_, **__):
+        assert any(Path(folder).glob("*.safetensors")), "something had been written"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrained.tokenizer, "save_pretrained", full_disk)
+    with pytest.raises(RunError, match=r"could not be saved.*No space left"):
+        write_model(tmp_path / "model", adapted.model, adapted, pretrained, metadata_of(pretrained, labels))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 def test_an_adapter_is_not_opened_on_another_base(tmp_path):
     from hf_transfer.errors import InputError
 

@@ -2,14 +2,27 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from simulated_runs import run_results
 from toy import sentence_pairs, write_reviews
 
+import hf_transfer as ht
 from hf_transfer.adapt.base import Stage
-from hf_transfer.compare_runs import Texts, plan_runs
-from hf_transfer.config import AdaptConfig, CompareConfig, DataConfig, ModelConfig, TrainConfig
+from hf_transfer.compare_runs import OUTPUTS, Texts, _as_comparison, _finished, plan_runs
+from hf_transfer.config import (
+    AdaptConfig,
+    CompareConfig,
+    DataConfig,
+    ModelConfig,
+    PublishConfig,
+    RunConfig,
+    TrainConfig,
+    to_yaml,
+)
 from hf_transfer.errors import InputError
+from hf_transfer.folder import check_place
 from hf_transfer.schedule import plan_stages
 
 
@@ -110,3 +123,109 @@ def test_the_stage_of_the_head_is_part_of_the_budget(tmp_path):
         if run.setting.target_examples
     }
     assert set(taken.values()) == set(steps_of(config).values())
+
+
+# ---- its folder ------------------------------------------------------------------------------------------------
+
+
+def one_probe(tmp_path, **fields):
+    """A comparison of a single strategy."""
+    plain = {"strategies": ("probe",), "controls": (), "seeds": (0,), "output_dir": str(tmp_path / "out")}
+    if "data" not in fields:
+        plain["data"] = DataConfig(source=str(write_reviews(tmp_path, count=12)), train_domains=("books",))
+    return CompareConfig(**(plain | fields))
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"results.json": "theirs", "config.yaml": to_yaml(RunConfig())},
+        {"report.md": "mine"},
+        {"figures/garden.svg": "mine", "config.yaml": "plants: 3\n"},
+    ],
+    ids=["a single run", "a report", "other figures"],
+)
+def test_what_no_comparison_has_left_there_is_not_replaced_unasked(tmp_path, left):
+    config = one_probe(tmp_path)
+    out = Path(config.output_dir)
+    for name, text in left.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"which no comparison has left there .* or pass --overwrite"):
+        ht.compare(config)
+    found = {path.relative_to(out).as_posix(): path.read_text() for path in out.rglob("*") if path.is_file()}
+    assert found == left
+    check_place(replace(config, overwrite=True), OUTPUTS, "comparison")
+    (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    check_place(config, OUTPUTS, "comparison")
+
+
+def test_a_comparison_that_is_made_of_a_run_has_the_place_of_comparisons_unless_one_is_given():
+    def place(**fields):
+        return _as_comparison(RunConfig(**fields), None, None, None).output_dir
+
+    assert place() == place(task="translation") == "runs/compare"
+    assert place(task="translation", output_dir="runs/translation") == "runs/compare"
+    assert place(output_dir="mine") == place(task="translation", output_dir="mine") == "mine"
+
+
+def test_runs_on_all_of_many_domains_but_one_have_folders_of_their_own(tmp_path):
+    source = write_reviews(tmp_path, tuple(f"domain{number:02}" for number in range(16)), count=3)
+    config = one_probe(tmp_path, data=DataConfig(source=str(source)), leave_one_out=True)
+    names = [run.name for run in plan_runs(config, Texts())]
+    assert len(set(names)) == len(names) == 16
+    assert max(map(len, names)) < 100, "of 255 that a file system takes"
+
+
+# ---- runs that are finished ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "also", "export", "keep_models", "says"),
+    [
+        ("full", [], (), "first_seed", ""),
+        ("none", [], (), "none", ""),
+        ("none", [], (), "first_seed", "its model was not kept"),
+        ("none", [], ("onnx",), "first_seed", "its model was not kept"),
+        ("full", [], ("onnx",), "first_seed", "no onnx form of it"),
+        ("full", ["onnx"], ("onnx",), "first_seed", ""),
+    ],
+)
+def test_a_finished_run_is_taken_over_where_it_left_what_is_planned(tmp_path, kind, also, export, keep_models, says):
+    config = one_probe(tmp_path, publish=PublishConfig(export=export), keep_models=keep_models)
+    texts = Texts()
+    (run,) = plan = plan_runs(config, texts)
+    folder = Path(run.config.output_dir)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(run.config), encoding="utf-8")
+    results = run_results("probe", 0, {"books": 0.9}, count=10, artefact={"kind": kind, "also": also})
+    results["data"]["fingerprint"] = texts.of(run.config).table.fingerprint
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    if not says:
+        assert _finished(plan, Path(config.output_dir), texts, False) == {run.name}
+    else:
+        with pytest.raises(InputError, match=rf"probe-s0 holds a run with other settings \({says}\): choose another"):
+            _finished(plan, Path(config.output_dir), texts, False)
+
+
+def test_target_examples_alone_are_numbers_where_the_source_has_fractions(tmp_path):
+    values = {"books": (1.5, 2.25, 3.0), "apps": (1.0, 2.0, 3.0)}
+    rows = [
+        {
+            "text": f"{domain} {i}",
+            "label": values[domain][i % 3],
+            "domain": domain,
+            "split": "test" if i < 6 else "train",
+        }
+        for domain in values
+        for i in range(24)
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = DataConfig(source=str(source), train_domains=("books",), target_examples=(4,))
+    plan = plan_runs(one_probe(tmp_path, data=data), Texts())
+    targeted = [run for run in plan if run.setting.target_examples]
+    alone, beside = sorted(targeted, key=lambda run: run.setting.with_source)
+    assert alone.config.data.problem == "regression"
+    problems = [Texts().of(run.config).labels.problem for run in (alone, beside)]
+    assert problems == ["regression", "regression"]

@@ -3,13 +3,14 @@
 import copy
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 from comparison_example import translation_alone, translation_example, translation_run, translation_runs
 from simulated_runs import RESAMPLES, classes, compare_config, numbers, run_results, together
 
-from hf_transfer.comparison import FinishedRun, compare_with_controls, join, with_shares
+from hf_transfer.comparison import FinishedRun, _too_coarse, compare_with_controls, join, with_shares
 from hf_transfer.config import EvaluateConfig, RunConfig
 from hf_transfer.errors import InputError
 from hf_transfer.records import LabelSpace, Predictions
@@ -17,6 +18,7 @@ from hf_transfer.report import read_results, write_json
 from hf_transfer.report.examples import describe_examples, read_examples
 from hf_transfer.report.tables import make_sections
 from hf_transfer.significance import (
+    SACREBLEU_TEST,
     hierarchical_interval,
     holm,
     paired_difference,
@@ -562,6 +564,42 @@ def test_resamples_that_are_too_few_for_so_many_comparisons_are_warned_of():
         warning.startswith("150 resamples are too few for 4 comparisons (control, by domain)") and "to 1,000" in warning
     )
     assert enough["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("count", "resamples", "says"),
+    [
+        # T trials reach 1 / (T + 1), which n comparisons make n / (T + 1); there are at most 10,000 trials
+        (300, 10_000, None),
+        (300, 5_000, r"5,000 resamples are too few for 300 comparisons \(control, by domain\): .* to 6,000\.$"),
+        (600, 24_000, "10,000 trials, the most that sacrebleu's test makes here, are too few for 600 comparisons"),
+    ],
+)
+def test_more_resamples_are_asked_for_where_they_serve_the_test_of_sacrebleu(count, resamples, says):
+    items = [
+        {"question": "control", "domain": f"domain {n}", "test": SACREBLEU_TEST, "p_adjusted": 1.0}
+        for n in range(count)
+    ]
+    found = list(_too_coarse({"confidence": 0.95, "resamples": resamples, "comparisons": items}))
+    assert len(found) == (says is not None)
+    for warning in found:
+        assert re.match(says, warning) and ("--evaluate.resamples" in warning) == (resamples < 10_000)
+
+
+def test_the_table_of_a_metric_beside_the_main_one_names_its_own_resamples():
+    def captions(seeds):
+        runs = [
+            run_results("lora", seed, {"books": 0.9}, count=40, metrics=("accuracy", "f1_macro"), resamples=10_000)
+            for seed in seeds
+        ]
+        joined = join(runs, config=compare_config(evaluate={"confidence": 0.95, "resamples": 10_000}))
+        tables = {table.name: table for section in make_sections(joined) for table in section.tables}
+        return [tables[f"scores-{metric}-0"].caption for metric in ("accuracy", "f1_macro")]
+
+    pooled = "In brackets: 95% intervals (hierarchical bootstrap over 3 seeds x examples, {} resamples)."
+    assert captions((0, 1, 2)) == [pooled.format("10,000"), pooled.format("2,000")]
+    own = "In brackets: 95% intervals (percentile bootstrap over examples, 10,000 resamples)."
+    assert captions((0,)) == [own, own], "those that the run brings"
 
 
 # ---- what cannot be compared -----------------------------------------------------------------------------------

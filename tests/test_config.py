@@ -301,6 +301,23 @@ def test_values_of_the_wrong_kind_in_a_comparison_are_refused_before_they_are_co
     ]
 
 
+@pytest.mark.parametrize(
+    ("section", "fixed", "free"),
+    [
+        ("evaluate", {"selection": "last"}, {"selection": "in_domain_validation"}),
+        ("data", {"target_examples": (16,)}, {"target_examples": (0,)}),
+    ],
+)
+@pytest.mark.parametrize("record", [RunConfig, CompareConfig])
+def test_patience_is_refused_where_nothing_is_selected_by_validation(record, section, fixed, free):
+    patient = record(train=TrainConfig(patience=1))
+    (problem,) = with_section(patient, section, fixed).problems()
+    assert problem.startswith("--train.patience 1 waits for a better validation, and with --evaluate.selection last")
+    assert problem.endswith("leave one of them out.")
+    assert patient.problems() == with_section(patient, section, free).problems() == []
+    assert with_section(record(), section, fixed).problems() == []
+
+
 def test_the_limits_themselves_are_allowed():
     config = RunConfig(
         data=DataConfig(max_length=8, max_train_examples=1, near_duplicate_threshold=1.0),

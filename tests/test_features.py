@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from test_pretrained import open_it
+from test_pretrained import drop_tensors, open_it
 from test_train_options import Course
 from tiny import ARCHITECTURES, make_checkpoint
 from tiny_translation import make_translation_checkpoint
@@ -25,7 +25,7 @@ from hf_transfer.config import AdaptConfig, RunConfig, TrainConfig
 from hf_transfer.decoding import decode
 from hf_transfer.feature_store import FeatureStore
 from hf_transfer.features import StoredFeatures, stored_features
-from hf_transfer.layer_runs import body_key
+from hf_transfer.layer_runs import body_key, store_key
 from hf_transfer.model_selection import Chooser
 from hf_transfer.predict import predict
 from hf_transfer.records import LabelSpace, Pretrained
@@ -196,6 +196,45 @@ def test_random_weights_of_another_vocabulary_do_not_share_rows(folders):
     )
     assert body_key(small, 0, None) == body_key(small, 0, None) != body_key(large, 0, None)
     assert body_key(small, 0, None) != body_key(small, 1, None)
+
+
+@pytest.fixture(scope="module")
+def without_pooler(tmp_path_factory) -> Path:
+    """As after continued masked-language training, whose model has no pooler."""
+    return drop_tensors(make_checkpoint(tmp_path_factory.mktemp("no-pooler")), "pooler.")
+
+
+ALL_OF_THE_BODY = AdaptConfig(strategy="freeze", freeze=r"regex:^bert\.")
+
+
+def test_what_goes_through_a_new_pooler_that_stays_as_it_was_drawn_is_not_shared_by_seeds(without_pooler):
+    store, keys, inputs = FeatureStore(for_several=True), [], inputs_of(TEXT, SHORT)
+    for seed in (1, 2):
+        opened = open_it(without_pooler, THREE, seed=seed)
+        adapted = apply_strategy(opened, ALL_OF_THE_BODY)
+        wanted = logits(adapted, inputs)
+        keys.append(store_key(adapted, opened, seed))
+        with looked_up(adapted, keys[-1], store, inputs) as features:
+            assert features.depth.startswith("the body")
+            torch.testing.assert_close(logits(adapted, inputs), wanted, rtol=1e-5, atol=1e-5)
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    ("has_pooler", "adapt"),
+    [
+        (True, ALL_OF_THE_BODY),
+        (False, AdaptConfig(strategy="probe")),
+        (False, AdaptConfig(strategy="lora")),
+    ],
+    ids=["all is pretrained", "the new pooler learns", "the new pooler learns beside LoRA"],
+)
+def test_seeds_share_what_the_checkpoint_alone_decides(folders, without_pooler, has_pooler, adapt):
+    keys = set()
+    for seed in (1, 2):
+        opened = open_it(folders["bert"] if has_pooler else without_pooler, THREE, seed=seed)
+        keys.add(store_key(apply_strategy(opened, adapt), opened, seed))
+    assert len(keys) == 1
 
 
 def test_rows_of_another_precision_are_not_shared(folders):

@@ -43,7 +43,7 @@ FLOORS = {
     "watch": 1,
     "eval_mode": 1,
     "duplicates": 1,
-    "labels": 1,
+    "labels": 0.9,
     "launch": 1.5,
     "robustness": 1,
     "sources/": 1,

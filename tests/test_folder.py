@@ -12,7 +12,7 @@ import torch
 
 from hf_transfer import folder
 from hf_transfer.checkpoint import Handover, save_checkpoint
-from hf_transfer.config import AdaptConfig, DataConfig, RunConfig, TrainConfig, to_yaml
+from hf_transfer.config import AdaptConfig, DataConfig, ModelConfig, RunConfig, TrainConfig, to_yaml
 from hf_transfer.errors import InputError, RunError
 from hf_transfer.folder import check_output_dir, disk_failures, drop_stale_features, open_run_folder
 from hf_transfer.records import RunState
@@ -106,6 +106,37 @@ def test_a_file_in_the_way_is_named(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert f"{tmp_path} cannot be written" in refusal(config_for(tmp_path / "new"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "given", "place"),
+    [
+        ("model.checkpoint", "{}", "model"),
+        ("model.checkpoint", "scratch:{}", "model"),
+        ("data.source", "{}", "figures/reviews.csv"),
+        ("data.source", "en.txt,{}", "controls/de.txt"),
+        ("data.source", "{}", "figures/books, dvd.csv"),
+        ("data.general_source", "{}", "translations/general.tsv"),
+    ],
+)
+def test_what_a_run_reads_is_not_what_it_would_replace(tmp_path, flag, given, place):
+    out = leave_a_run(tmp_path / "out")
+    read = out / place
+    if not read.exists():
+        read.parent.mkdir()
+        read.write_text("mine", encoding="utf-8")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def reading(path):
+        section, name = flag.split(".")
+        record = {"model": ModelConfig, "data": DataConfig}[section](**{name: given.format(path)})
+        return config_for(out, overwrite=True, **{section: record})
+
+    said = refusal(reading(read))
+    assert said.startswith(f"--{flag} {read} lies in --output_dir {out}, where this run would replace it: choose")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    elsewhere = read.rename(tmp_path / read.name)
+    assert check_output_dir(reading(elsewhere)) == out
 
 
 # --- what is cleared away ---
@@ -425,3 +456,21 @@ def test_a_folder_that_vanished_is_told(tmp_path):
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(FileNotFoundError), disk_failures(tmp_path):
         (tmp_path / "absent").read_text(encoding="utf-8")
+
+
+# --- the weights that training starts from
+
+
+def test_training_that_began_from_other_weights_is_not_continued(tmp_path):
+    config = config_for(tmp_path, train=TrainConfig(resume="auto"))
+    save_step(tmp_path, open_run_folder(config, "f", ALONE, weights="abc")[0].identity)
+    with pytest.raises(InputError, match="weights was 'abc', now 'def'"):
+        open_run_folder(config, "f", ALONE, weights="def")
+    assert open_run_folder(config, "f", ALONE, weights="abc")[0].done_steps == 3
+
+
+def test_a_checkpoint_that_does_not_say_whose_weights_it_began_from_is_continued(tmp_path):
+    config = config_for(tmp_path, train=TrainConfig(resume="auto"))
+    identity = open_run_folder(config, "f", ALONE, weights="abc")[0].identity
+    save_step(tmp_path, {name: value for name, value in identity.items() if name != "weights"})
+    assert open_run_folder(config, "f", ALONE, weights="def")[0].done_steps == 3

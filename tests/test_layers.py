@@ -89,6 +89,39 @@ def test_without_a_final_norm_states_are_the_hidden_states_of_the_whole_model(fo
     np.testing.assert_allclose(states_of(folders[architecture], rows), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_convolution_between_layers_is_part_of_the_state_below_it(tmp_path):
+    """DeBERTa's stands behind the first layer; the checkpoint that keeps this layer alone ends with it."""
+    convolution = {"conv_kernel_size": 3, "conv_act": "gelu"}
+    folder = make_checkpoint(tmp_path / "deberta-v2", "deberta-v2", num_hidden_layers=3, **convolution)
+    rows = encoded_rows(5, 40, 3)
+    body = transformers.AutoModel.from_pretrained(folder).eval()
+    assert body.encoder.conv is not None
+    reader, found = make_reader(body), []
+    for i, ids in enumerate(rows["input_ids"]):
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        with torch.no_grad():
+            hidden = body(**inputs, output_hidden_states=True).hidden_states
+            found.append(torch.cat(reader.read(inputs)).numpy())
+        np.testing.assert_allclose(found[i], [state[0].numpy().mean(0) for state in hidden], rtol=1e-5, atol=1e-5)
+    cut = transformers.AutoModel.from_pretrained(folder).eval()
+    cut_body(cut, 1)
+    for layers, stock in ((1, cut), (2, transformers.AutoModel.from_pretrained(folder, num_hidden_layers=2).eval())):
+        with torch.no_grad():
+            wanted = [stock(torch.tensor([ids])).last_hidden_state[0].numpy().mean(0) for ids in rows["input_ids"]]
+        np.testing.assert_allclose([states[layers] for states in found], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shared_layer_gives_a_state_each_time_that_it_is_run_through(folders):
+    body = transformers.AutoModel.from_pretrained(folders["albert"]).eval()
+    ids = torch.tensor([[2, 9, 14, 7, 3]])
+    with torch.no_grad():
+        hidden = body(ids, output_hidden_states=True).hidden_states
+        states = make_reader(body).read({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert len(states) == depth_of(body.config) + 1 == 4
+    for state, wanted in zip(states, hidden, strict=True):
+        torch.testing.assert_close(state, wanted.mean(1), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ONE_STACK)
 def test_the_norm_after_the_last_layer_is_found_by_what_it_computes(folders, architecture):
     body = transformers.AutoModel.from_pretrained(folders[architecture])

@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_pretrained import drop_tensors
 from tiny import make_checkpoint
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tiny_translation import make_translation_checkpoint
+from tokenizers import processors
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer.errors import InputError
+from hf_transfer.layers import LayerProbe, make_reader
 from hf_transfer.loading import METADATA_SCHEMA, load
 
 
@@ -18,6 +22,23 @@ def stock_model(folder, architecture="bert", **settings):
     names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, **names).save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(base).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def layer_probe(folder, architecture="bert"):
+    """A probe on the mean of all states, as a run saves it."""
+    base = make_checkpoint(folder / "base", architecture, id2label={0: "bad", 1: "good"})
+    body = AutoModel.from_pretrained(base)
+    probe = LayerProbe(body, 2)
+    torch.manual_seed(0)
+    probe.settle("mean", make_reader(body).final_norm, torch.randn(2, 16), torch.randn(2))
+    (folder / "model").mkdir()
+    probe.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "model")
+    metadata = {"schema": METADATA_SCHEMA, "task": "classification", "problem": "single_label", "max_length": 32}
+    metadata |= {"label_names": ["bad", "good"], "keeps_head": False}
+    metadata |= dict.fromkeys(("base_checkpoint", "base_revision", "base_sha256"), "")
+    (folder / "model" / "hf_transfer.json").write_text(json.dumps(metadata), encoding="utf-8")
     return folder / "model"
 
 
@@ -64,6 +85,40 @@ def test_texts_of_any_length_are_predicted_as_each_alone_and_layers_see_no_paddi
 def test_a_body_without_a_head_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"has no weights for classifier\.bias, classifier\.weight"):
         load(make_checkpoint(tmp_path / "body"))
+
+
+@pytest.mark.parametrize(
+    "tensor", ["model.decoder.layers.1.fc1.weight", "model.encoder.layers.0.final_layer_norm.bias"]
+)
+def test_a_model_that_translates_is_refused_where_it_is_not_whole(tmp_path, tensor):
+    folder = make_translation_checkpoint("marian", tmp_path)
+    assert len(load(folder, device="cpu").translate(["The soup is hot."])) == 1
+    with pytest.raises(InputError, match=f"has no weights for {tensor}"):
+        load(drop_tensors(folder, tensor))
+
+
+def test_a_layer_probe_is_refused_where_its_body_is_not_whole(tmp_path):
+    folder = layer_probe(tmp_path)
+    assert load(folder, device="cpu").predict(["a good book"]).label_names == ("bad", "good")
+    with pytest.raises(InputError, match=r"has no weights for encoder\.layer\.0\.output\.dense\.weight"):
+        load(drop_tensors(folder, "encoder.layer.0.output.dense.weight"))
+
+
+@pytest.mark.parametrize("make", [stock_model, layer_probe], ids=["head", "layer probe"])
+def test_an_empty_text_is_predicted_though_the_tokenizer_adds_no_token_of_its_own(tmp_path, make):
+    """As GPT-2's; alone it is what it is beside another text."""
+    folder = make(tmp_path, "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokenizer.save_pretrained(folder)
+    loaded = load(folder, device="cpu")
+    assert loaded.tokenizer([""])["input_ids"] == [[]], "or this says nothing"
+    alone = loaded.predict([""]).probabilities
+    assert np.isfinite(alone).all() and alone.shape == (1, 2)
+    together = loaded.predict(["", "good book"]).probabilities
+    np.testing.assert_allclose(together[:1], alone, atol=1e-6)
+    np.testing.assert_allclose(together[1:], loaded.predict(["good book"]).probabilities, atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-4
 
 
 def test_a_folder_without_its_tokenizer_is_refused(tmp_path):

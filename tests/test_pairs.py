@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,13 @@ def test_each_doubt_is_a_note_with_its_first_three_lines(tmp_path):
         "7 pairs of those would be dropped from train and validation with --data.drop_suspicious true.",
     )
     assert counts == dict(empty=0, identical=5, length_ratio=0, long=0, control=1, mojibake=1, duplicate=4, dropped=0)
+
+
+def test_a_table_that_gets_a_note_keeps_the_id_of_its_data_set(tmp_path):
+    data = DataConfig(source=str(write(tmp_path / "a.jsonl", [*SOUND, SOUND[0]])))
+    table, _, counts = check_pairs(replace(read_pairs(data), hub_id="owner/pairs"), data)
+    assert counts["duplicate"] == 1 and table.notes
+    assert table.hub_id == "owner/pairs"
 
 
 def test_identical_sides_without_a_letter_are_no_mistake(tmp_path):

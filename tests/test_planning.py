@@ -354,6 +354,18 @@ def test_long_runs_are_planned_from_some_of_their_windows(source, checkpoints, t
     assert part["operations"]["total"] != whole["operations"]["total"]
 
 
+def test_an_epoch_of_a_plan_has_the_general_examples_that_are_drawn_for_it_and_no_more(checkpoints, tmp_path):
+    pairs = [f"The street number {i} is wet.\tDie Straße Nummer {i} ist nass." for i in range(60)]
+    (tmp_path / "streets.tsv").write_text("source\ttarget\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+    general = {"general_source": str(tmp_path / "streets.tsv"), "general_share": 0.3}
+    config = translation_config(checkpoints("marian"), tmp_path / "run", "mixed", train={"epochs": 3}, **general)
+    encoded = rehearsal.rehearse(config).encoded
+    assert encoded.epoch_size == 9 + encoded.mixture.drawn < len(encoded.train), "or this says nothing"
+    steps = ht.plan(config)["steps"]
+    per_epoch = -(-encoded.epoch_size // 4)
+    assert (steps["windows_per_epoch"], steps["steps"], steps["epochs"]) == (per_epoch, 3 * per_epoch, 3)
+
+
 def test_seconds_are_operations_at_the_measured_speed_and_the_optimizers_traffic(
     source, checkpoints, tmp_path, monkeypatch
 ):

@@ -273,6 +273,19 @@ def test_a_matrix_writes_its_numbers_in_black_or_white_and_frames_the_diagonal(r
     assert "10.0 points to either side" in figure.caption  # half of 0.6 - 0.4
 
 
+def test_the_caption_of_a_matrix_tells_the_longer_side_of_an_interval(results):
+    matrix = {
+        "strategy": "tfidf",
+        "sources": ["a"],
+        "targets": ["a"],
+        "values": [[0.98]],
+        "low": [[0.9]],
+        "high": [[1.0]],
+    }
+    figure = make_figures({**only(results), "matrix": [matrix]})["matrix_tfidf"]
+    assert "reach up to 8.0 points to either side" in figure.caption
+
+
 def test_text_in_a_cell_has_the_contrast_of_large_text_at_least():
     """WCAG 2.1 asks for 4.5 to 1; computed here by its definition, all along the map."""
     import matplotlib

@@ -1,5 +1,6 @@
 """Checkpoints: where they are found, what is refused, which weights are new, and that nothing else differs."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, make_checkpoint, make_tokenizer
+from tiny_translation import make_translation_checkpoint
 from torch import nn
 
 from hf_transfer import pretrained as module
@@ -40,6 +42,15 @@ def with_head(folder: Path, names: tuple[str, ...]) -> Path:
     )
     nn.init.normal_(model.classifier.weight)
     model.save_pretrained(folder)
+    return folder
+
+
+def drop_tensors(folder: Path, part: str) -> Path:
+    """Take the tensors with ``part`` in their name out of the checkpoint in ``folder``, which is returned."""
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if part not in name}
+    assert 0 < len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -172,6 +183,42 @@ def test_damaged_files_are_bad_input_and_not_a_crash(checkpoint, tmp_path, damag
         open_it(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("auto_class", "width"), [("AutoModelForSeq2SeqLM", "d_ff"), ("AutoModel", "intermediate_size")]
+)
+def test_a_model_that_is_all_body_is_refused_where_its_weights_have_another_width_than_the_config(
+    tmp_path, auto_class, width
+):
+    """T5 names a body that it does not have apart from itself."""
+    folder = make_translation_checkpoint("t5", tmp_path) if width == "d_ff" else make_checkpoint(tmp_path)
+    wanted = ModelConfig(checkpoint=str(folder))
+    assert load_pretrained(wanted, find_checkpoint(wanted), auto_class, {}, True, 0).newly_initialised == ()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {width: config[width] + 8}))
+    with pytest.raises(InputError, match="the weights do not fit the config at"):
+        load_pretrained(wanted, find_checkpoint(wanted), auto_class, {}, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "tensor"),
+    [
+        ("marian", "model.decoder.layers.1.fc1.weight"),
+        ("t5", "decoder.block.1.layer.0.layer_norm.weight"),
+        ("m2m100", "model.decoder.layers.0.encoder_attn.q_proj.bias"),
+    ],
+)
+def test_a_model_that_writes_is_refused_where_its_decoder_is_not_whole_unless_it_is_to_be_random(
+    tmp_path, family, tensor
+):
+    folder = drop_tensors(make_translation_checkpoint(family, tmp_path), tensor)
+    whole = ModelConfig(checkpoint=str(folder))
+    with pytest.raises(InputError, match=rf"has no weights for {tensor}: what it writes would be random\. Save the"):
+        load_pretrained(whole, find_checkpoint(whole), "AutoModelForSeq2SeqLM", {}, True, 0)
+    random = ModelConfig(checkpoint=f"scratch:{folder}")
+    opened = load_pretrained(random, find_checkpoint(random), "AutoModelForSeq2SeqLM", {}, True, 0)
+    assert tensor in opened.newly_initialised
+
+
 def test_weights_without_a_vocabulary_are_refused(checkpoint, tmp_path):
     """transformers would make up a tokenizer to which every word is unknown."""
     shutil.copytree(checkpoint, tmp_path / "c", ignore=shutil.ignore_patterns("tokenizer*"))
@@ -262,10 +309,27 @@ def test_half_precision_weights_are_opened_in_single_precision(tmp_path):
 
 
 def test_the_hash_is_that_of_the_weight_file(checkpoint):
-    import hashlib
+    assert open_it(checkpoint).sha256 == digest_of(checkpoint / "model.safetensors")
 
-    wanted = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    assert open_it(checkpoint).sha256 == wanted
+
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_other_weights_beside_those_that_are_opened_do_not_change_the_hash(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "c")
+    (tmp_path / "c" / "extra.safetensors").write_bytes(b"a copy in half precision, an adapter")
+    assert open_it(tmp_path / "c").sha256 == digest_of(checkpoint / "model.safetensors")
+
+
+def test_the_hash_of_weights_in_several_files_is_that_of_the_hashes_of_all_of_them(checkpoint, tmp_path):
+    transformers.AutoModel.from_pretrained(checkpoint).save_pretrained(tmp_path, max_shard_size="8KB")
+    transformers.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    shards = sorted(tmp_path.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1 and not (tmp_path / "model.safetensors").exists()
+    (tmp_path / "extra.safetensors").write_bytes(b"a copy in half precision, an adapter")
+    digests = "".join(digest_of(path) for path in shards)
+    assert open_it(tmp_path).sha256 == hashlib.sha256(digests.encode()).hexdigest()
 
 
 # a head that is already there
@@ -444,3 +508,16 @@ def test_a_head_that_reads_padding_is_refused(kind, tmp_path):
 def test_a_head_that_reads_the_first_place_is_opened_whatever_the_architecture(tmp_path):
     opened = open_it(make_xlnet(tmp_path, summary_type="first"))
     assert opened.model.sequence_summary.summary_type == "first"
+
+
+def test_a_list_of_windows_is_as_long_as_the_layers_that_are_kept(tmp_path):
+    size = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+    tokenizer = make_tokenizer()
+    config = transformers.LongformerConfig(
+        **size, vocab_size=len(tokenizer), attention_window=[8] * 4, max_position_embeddings=80, pad_token_id=0
+    )
+    transformers.LongformerModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    opened = open_it(tmp_path, layers=2)
+    assert (len(opened.model.base_model.encoder.layer), opened.model.config.attention_window) == (2, [8, 8])
+    assert opened.model.eval()(WORDS).logits.isfinite().all()

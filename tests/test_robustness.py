@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_transfer.robustness import effective_robustness, expected_score, fit_line
+from hf_transfer.robustness import CORRELATIONS, effective_robustness, expected_score, fit_line
+from hf_transfer.significance import RANGES
 
 
 def logit(p: float) -> float:
@@ -108,3 +109,13 @@ def test_losses_have_no_place_on_the_scale_even_between_0_and_1():
         "line": None,
         "effective": {},
     }
+
+
+def test_correlations_have_no_place_on_the_scale_even_between_0_and_1():
+    scores = {"majority": [(0.1, 0.1)], "tfidf": [(0.5, 0.4)], "lora": [(0.6, 0.5)]}
+    assert effective_robustness(results(scores, metric="mcc")) == {"points": [], "line": None, "effective": {}}
+    assert effective_robustness(results(scores, metric="accuracy"))["line"], "or this test says nothing"
+
+
+def test_correlations_are_the_metrics_that_reach_down_to_minus_1():
+    assert set(CORRELATIONS) == {metric for metric, (smallest, _) in RANGES.items() if smallest == -1}

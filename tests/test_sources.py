@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -253,6 +254,30 @@ def test_shards_of_a_folder_per_split_name_no_domain(tmp_path):
     assert set(column(table, "domain")) == {tmp_path.name}
 
 
+def test_a_domain_behind_the_split_of_every_file(tmp_path):
+    assert found(folder_of(tmp_path, "train_books.csv", "train_dvd.csv", "test_books.csv", "test_dvd.csv")) == {
+        ("train_books.csv:1", "books", "train"),
+        ("train_dvd.csv:1", "dvd", "train"),
+        ("test_books.csv:1", "books", "test"),
+        ("test_dvd.csv:1", "dvd", "test"),
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"),
+        ("train-00000-of-00002-1f0c.parquet", "train-00001-of-00002-2ab3.parquet", "test-00000-of-00001-9d4e.parquet"),
+        ("train/00000-of-00002-1f0c.parquet", "train/00001-of-00002-2ab3.parquet", "test/00000-of-00001.parquet"),
+        ("train-1.csv", "train-2.csv", "test-1.csv"),
+        ("train.csv", "test_books.csv"),
+    ],
+)
+def test_numbers_behind_a_split_and_names_behind_some_of_them_are_no_domain(names, tmp_path):
+    table = folder_of(tmp_path, *names)
+    assert set(column(table, "domain")) == {tmp_path.name} and set(column(table, "split")) == {"train", "test"}
+
+
 def test_a_domain_column_wins_over_file_names(tmp_path):
     write(tmp_path / "x.jsonl", [{"text": "t", "label": "a", "domain": "books", "split": "training"}])
     write(tmp_path / "y.jsonl", [{"text": "t", "label": "a", "domain": "dvd", "split": ""}])
@@ -490,6 +515,12 @@ def test_rows_with_an_empty_text_are_dropped_with_a_note_and_a_new_fingerprint(t
     assert table.fingerprint == checked(write(tmp_path / "b" / "a.jsonl", ROWS))[0].fingerprint
 
 
+def test_a_table_that_loses_a_row_keeps_the_id_of_its_data_set(tmp_path):
+    data = DataConfig(source=str(write(tmp_path / "a.jsonl", [*ROWS, {"text": " ", "label": "x"}])))
+    table, _ = check_rows(replace(read_source(data), hub_id="owner/reviews"), data)
+    assert (table.rows.num_rows, table.hub_id) == (3, "owner/reviews")
+
+
 def test_rows_with_an_empty_second_text_are_dropped(tmp_path):
     rows = [{"text": "a", "text_pair": "b", "label": "x"}, {"text": "a", "text_pair": "", "label": "x"}]
     table, _ = checked(write(tmp_path / "a.csv", rows), text_pair_column="text_pair")
@@ -511,6 +542,15 @@ def test_missing_labels_are_a_problem_with_count_and_places(tmp_path):
     assert "1 of 4 rows without a label (test.parquet:2)" in checked(tmp_path / "lists")[1][0]
     pq.write_table(pa.table({"text": ["t", "t"], "label": [1.0, float("nan")]}), tmp_path / "c.parquet")
     assert "(c.parquet:2)" in checked(tmp_path / "c.parquet")[1][0]
+
+
+def test_nan_is_a_missing_label_among_numbers_and_a_class_among_names(tmp_path):
+    numbers = write(tmp_path / "a.csv", [{"text": "t", "label": label} for label in ("1.5", "2.25", "nan")])
+    (problem,) = checked(numbers)[1]
+    assert "1 of 3 rows without a label (a.csv:3): fill in column 'label'" in problem
+    names = write(tmp_path / "b.csv", [{"text": "t", "label": label} for label in ("good", "nan")])
+    table, problems = checked(names)
+    assert problems == [] and column(table, "label") == ["good", "nan"]
 
 
 def test_an_empty_label_means_no_class_where_a_separator_is_given(tmp_path):

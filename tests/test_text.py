@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hf_transfer.config import DataConfig, TrainConfig
 from hf_transfer.errors import InputError
+from hf_transfer.sources import parallel
 from hf_transfer.tasks import TASKS
 from hf_transfer.text import read_text
 
@@ -190,3 +192,19 @@ def test_no_target_examples_are_drawn_from_general_text(tmp_path):
     (tmp_path / "again").mkdir()
     with pytest.raises(InputError, match=r"--data.target_domains names 'general', which is no shifted test domain"):
         translation_splits(tmp_path / "again", {"captions": "-", "news": "-"}, **settings, target_domains=("general",))
+
+
+def test_general_text_leaves_the_data_set_its_id_and_has_neither_its_subset_nor_its_revision(tmp_path, monkeypatch):
+    asked, read_pairs = [], parallel.read_pairs
+
+    def read_as_from_the_hub(data):
+        asked.append((Path(data.source).stem, data.subset, data.revision))
+        table = read_pairs(replace(data, subset=None, revision=None))
+        return replace(table, hub_id=f"owner/{table.name}")
+
+    monkeypatch.setattr(parallel, "read_pairs", read_as_from_the_hub)
+    own, general = (str(pairs(tmp_path, name, "te")) for name in ("own", "general"))
+    data = DataConfig(source=own, general_source=general, subset="de-en", revision="abc")
+    table, *_ = read_text(data, TrainConfig(), TASKS["translation"], 0)
+    assert asked == [("own", "de-en", "abc"), ("general", None, None)]
+    assert (table.rows.num_rows, table.hub_id) == (60, "owner/own")

@@ -25,6 +25,8 @@ from hf_transfer.batching import cut_window, share_window, window_indices
 from hf_transfer.checkpoint import RunFolder
 from hf_transfer.config import AdaptConfig, ModelConfig, RunConfig, TrainConfig
 from hf_transfer.errors import InputError, RunError
+from hf_transfer.feature_store import FeatureStore
+from hf_transfer.features import StoredFeatures
 from hf_transfer.flattened import find_stacks
 from hf_transfer.model_selection import Chooser
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
@@ -615,3 +617,33 @@ def test_what_learns_nothing_is_scored_in_the_precision_of_the_others(checkpoint
     chooser = Chooser("last", "accuracy", True, validate)
     train(adapted, None, functions, chooser, in_half_precision(), TrainConfig(), folder, 0, Silent())
     assert kinds == [torch.bfloat16]
+
+
+@pytest.mark.usefixtures("afterwards_in_full_precision")
+def test_frozen_layers_are_tried_in_single_precision_and_looked_up_in_the_second_stage_as_in_the_first(
+    checkpoint, tmp_path
+):
+    """On larger models half precision differs by more between two ways to cut a batch than a trial allows."""
+    kinds = []
+
+    class Watched(StoredFeatures):
+        def begin(self, stage):
+            kinds.append(set())
+            lowest = adapted.model.bert.encoder.layer[0].output.dense
+            hook = lowest.register_forward_hook(lambda module, inputs, output: kinds[-1].add(output.dtype))
+            super().begin(stage)
+            hook.remove()
+
+    pretrained, adapted, functions = open_tiny(checkpoint, "freeze", freeze="1", head_first=True)
+    rows = encoded_rows(20, len(pretrained.tokenizer), 3)
+    config = TrainConfig(epochs=3, window_size=5, learning_rate=1e-3)
+    folder = RunFolder(tmp_path / "log.jsonl", tmp_path / "checkpoints")
+    chooser = Chooser("last", "accuracy", True, lambda model: 0.0)
+    features = Watched(adapted, "weights", FeatureStore(), functions.make_batch(rows[:2]).inputs)
+    train(adapted, rows, functions, chooser, in_half_precision(), config, folder, 0, Silent(), features)
+    assert kinds == [{torch.float32}] * 2
+    assert features.depth == "1 of 2 layers"
+    # three epochs, in each of which every text is asked for once; and no word of frozen layers that are computed again
+    assert features.notes() == (
+        "computed once and then looked up: 1 of 2 layers (20 examples computed, 40 looked up).",
+    )

@@ -359,13 +359,17 @@ def test_the_stock_example_beside_a_model_says_what_it_was_adapted_to(tmp_path):
 def test_a_run_ends_in_a_model_that_translates_the_same_in_a_fresh_process(tmp_path):
     folder = make_translation_checkpoint("m2m100", tmp_path / "m2m100")
     config = config_of(folder, tmp_path / "run", "lora")
-    config = dataclasses.replace(config, publish=ht.PublishConfig(export=("merged",)))
+    evaluate = dataclasses.replace(config.evaluate, beams=3, length_penalty=0.2)
+    config = dataclasses.replace(config, publish=ht.PublishConfig(export=("merged",)), evaluate=evaluate)
     result = ht.run(config)
     artefact = result.results["artefact"]
     assert (artefact["kind"], artefact["proved"], artefact["also"]) == ("adapter", True, ["merged"])
     texts = ["The oven is hot.", "", "A knife."]
-    written = ht.load(tmp_path / "run").translate(texts)
+    opened = ht.load(tmp_path / "run")
+    written = opened.translate(texts)
     assert written[1] == "" and len(written) == 3
+    assert (opened.beams, opened.length_penalty) == (3, 0.2), "as it was scored"
+    assert written == opened.translate(texts, beams=3, length_penalty=0.2)
     assert ht.load(tmp_path / "run" / "merged").translate(texts) == written
     with pytest.raises(ht.InputError, match="is no tag of this model"):
         ht.load(tmp_path / "run").translate(texts, domain="kitchen")

@@ -80,12 +80,25 @@ class Adapted:
 
     def set_train_mode(self, model: nn.Module) -> None:
         """``model.train()``, with wholly frozen modules left in eval mode where the strategy freezes modules, and
-        in any stage that trains the head alone."""
+        in any stage that trains the head alone; else what lies below the lowest layer that learns, if nothing does
+        there: it is computed once and kept where that is possible, and is the same where it is not."""
         model.train()
         head = {id(p) for p in self.parts.head}
-        if self.freezes_modules or all(id(p) in head for p in model.parameters() if p.requires_grad):
+        whole = self.freezes_modules or all(id(p) in head for p in model.parameters() if p.requires_grad)
+        above = set() if whole else {id(inner) for layer in self._learning_layers() for inner in layer.modules()}
+        if whole or above:
             for module in _topmost_frozen(model):
-                module.eval()
+                if id(module) not in above:
+                    module.eval()
+
+    def _learning_layers(self) -> tuple[nn.Module, ...]:
+        """The layers of the encoder (or only stack) from the lowest that learns on, and all of a decoder; none where
+        nothing is frozen below."""
+        layers = self.parts.layer_modules
+        learns = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+        lowest = min(learns.index(True), self.parts.encoder_depth) if any(learns) else 0
+        is_frozen = lowest and not any(p.requires_grad for p in self.parts.embeddings)
+        return layers[lowest:] if is_frozen else ()
 
 
 def find_parts(pretrained: Pretrained) -> Parts:

@@ -409,13 +409,16 @@ class _ManyDirections(_Sentences):
             yield f"in {self.inside} {best} beats {bag} for {number} of {total} sources{lost}."
 
     def gain(self) -> Iterable[str]:
-        words, number = metric_words(self.metric), len(self.directions)
+        words = metric_words(self.metric)
+        number = len({row["direction"] for row in self.results["summary"] if row["strategy"] == self.best})
         values = {role: self._mean(f"{role}_mean") for role in ("in_domain", "shifted")}
         places = {"in_domain": f"in {self.inside}", "shifted": "elsewhere"}
         reached = [
             f"{format_value(self.metric, values[role])} {places[role]}" for role in values if values[role] is not None
         ]
         source = f"each of {number} domains" if self.source == "domain" else f"each of {number} sets of domains"
+        if number < len(self.directions):
+            source += f" (of {len(self.directions)})"
         if reached:
             yield f"{self.subject()}, trained on {source}, reaches a mean {words} of {' and '.join(reached)}."
         else:

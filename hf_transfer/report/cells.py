@@ -122,6 +122,9 @@ def level(results: Results) -> str:
     return f"{100 * results['confidence']:g}%"
 
 
-def words_of_intervals(results: Results) -> str:
-    """``95% intervals (percentile bootstrap over examples, 10,000 resamples)``."""
-    return f"{level(results)} intervals ({one_line(results['interval'])}, {results['resamples']:,} resamples)"
+def words_of_intervals(results: Results, metric: str | None = None) -> str:
+    """``95% intervals (percentile bootstrap over examples, 10,000 resamples)``, of the main metric or of another."""
+    resamples = results["resamples"]
+    if metric not in (None, results.get("metric")):
+        resamples = results.get("side_resamples", resamples)
+    return f"{level(results)} intervals ({one_line(results['interval'])}, {resamples:,} resamples)"

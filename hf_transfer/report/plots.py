@@ -410,8 +410,8 @@ def _matrices(results: Results) -> Iterator[_Drawing]:
         axes.set_ylabel("trained on")
         axes.set_xlabel("tested on")
         unit = "in percent, " if is_fraction(metric) else ""
-        widths = high - low
-        width = float(np.nanmax(widths)) / 2 if np.isfinite(widths).any() else None
+        reach = np.fmax(np.array(values, dtype=float) - low, high - np.array(values, dtype=float))
+        width = float(np.nanmax(reach)) if np.isfinite(reach).any() else None
         interval = f" {_level(results)} intervals reach up to {format_difference(metric, width)} to either side."
         yield _Drawing(
             name,

@@ -249,7 +249,7 @@ def _score_table(results: Results, scores: Sequence[Item], name: str, title: str
         for domain, first in domains.items()
     ]
     header = ["Domain", "Role", "Examples", *columns]
-    caption = f"In brackets: {words_of_intervals(results)}."
+    caption = f"In brackets: {words_of_intervals(results, scores[0]['metric'])}."
     return make_table(name, title, caption, header, "llr" + "r" * len(columns), rows, folded=folded)
 
 

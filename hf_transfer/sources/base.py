@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from hf_transfer.config import DataConfig
 from hf_transfer.errors import InputError
+from hf_transfer.labels import read_number
 from hf_transfer.mapped import filtered, on_disk, pieces
 from hf_transfer.records import DomainTable
 
@@ -146,7 +147,11 @@ def _names_on_disk(table: pa.Table) -> pa.Table:
 
 
 def make_table(
-    table: pa.Table, name: str, default_train_domains: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+    table: pa.Table,
+    name: str,
+    default_train_domains: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+    hub_id: str = "",
 ) -> DomainTable:
     """Wrap standard columns as a ``DomainTable`` with its fingerprint."""
     from datasets import Dataset
@@ -155,7 +160,12 @@ def make_table(
     fingerprint = hash_rows(table)
     # datasets would hash the whole table again, slowly, to name it
     rows = Dataset(InMemoryTable(table), fingerprint=fingerprint[:16])
-    return DomainTable(rows, name, fingerprint, default_train_domains, notes)
+    return DomainTable(rows, name, fingerprint, default_train_domains, notes, hub_id)
+
+
+def with_rows(table: DomainTable, rows: pa.Table, notes: Iterable[str]) -> DomainTable:
+    """``table`` with other rows and notes, by the name that it had."""
+    return make_table(rows, table.name, table.default_train_domains, tuple(notes), table.hub_id)
 
 
 def arrow_table(rows: Dataset) -> pa.Table:
@@ -213,7 +223,7 @@ def check_rows(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list[
         rows = filtered(rows, pc.invert(no_domain))
     if rows.num_rows == table.rows.num_rows:
         return table, problems
-    return make_table(rows, table.name, table.default_train_domains, tuple(notes + unlabelled)), problems
+    return with_rows(table, rows, notes + unlabelled), problems
 
 
 def labelled(rows: Dataset, data: DataConfig) -> Dataset:
@@ -480,15 +490,24 @@ def blank(strings: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _missing_labels(labels: pa.ChunkedArray, data: DataConfig) -> pa.ChunkedArray:
-    """Null, blank (unless a separator makes that "no class"), or a list with a null in it."""
+    """Null, blank (unless a separator makes that "no class"), ``nan`` among numbers, or a list with a null in it."""
     missing = labels.is_null()
     if labels.type == TEXT and data.label_separator is None:
-        return pc.or_(missing, blank(labels))
+        return pc.or_(pc.or_(missing, blank(labels)), _no_number(labels))
     if labels.type == LISTS:
         lists = labels.combine_chunks()  # so that a parent's index counts from the first row
         holes = pc.list_parent_indices(lists).filter(pc.list_flatten(lists).is_null())
         return pc.or_(missing, pc.is_in(pa.array(range(len(lists)), pa.int64()), holes))
     return missing
+
+
+def _no_number(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which of ``labels`` say ``nan`` where all others are numbers: what was missing as a file was written."""
+    says_so = pc.fill_null(pc.equal(pc.utf8_lower(pc.utf8_trim_whitespace(labels)), "nan"), False)
+    if not pc.any(says_so).as_py():
+        return says_so
+    others = labels.filter(pc.invert(pc.or_(says_so, blank(labels)))).unique().drop_null()
+    return says_so if all(read_number(label) is not None for label in others.to_pylist()) else pc.xor(says_so, says_so)
 
 
 def _without_unlabelled_splits(rows: pa.Table, missing: pa.ChunkedArray) -> tuple[pa.Table, pa.ChunkedArray, list[str]]:

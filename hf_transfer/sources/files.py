@@ -266,16 +266,26 @@ def _data_files(folder: Path) -> tuple[dict[Path, str], list[Path]]:
     return known, [item for item in files if item not in known]
 
 
+_SHARD = re.compile(r"[\d\W_]*|\d+-of-\d+(-[0-9a-f]+)?")
+"""What names a part of one split, as the Hub exports them (train/0000.parquet, train-00000-of-00002-1f0c), and no
+domain."""
+
+
 def _by_name(paths: Mapping[Path, str], folder: Path) -> tuple[list[DataFile], list[Path]]:
     """What the files of one folder are by their stems, and those left out.
 
-    If any name starts with a split, those are the splits and the others are left out; else a name may end with a split
-    after its domain; else it is a domain.
+    If any name starts with a split, those are the splits and the others are left out; where all of them go on with a
+    name (train_books, test_books), it is the domain. Else a name may end with a split after its domain; else it is a
+    domain.
     """
     places = {path: path.relative_to(folder).as_posix() for path in paths}
     splits = {path: split_word(stem) for path, stem in paths.items()}
     if any(splits.values()):
-        files = [DataFile(path, places[path], split) for path, split in splits.items() if split]
+        rests = {path: re.split(r"[-_.]", f"{paths[path].strip()}-", maxsplit=1)[1][:-1] for path in paths}
+        named = all(rests[path] and not _SHARD.fullmatch(rests[path]) for path, split in splits.items() if split)
+        files = [
+            DataFile(path, places[path], split, rests[path] if named else "") for path, split in splits.items() if split
+        ]
         return files, [path for path, split in splits.items() if not split]
     files = []
     for path, stem in paths.items():
@@ -290,8 +300,7 @@ def _under(folder_name: str, file: DataFile) -> DataFile:
     split = split_word(folder_name)
     if split is None:
         return DataFile(file.path, file.place, file.split, folder_name)
-    # shards of one split, as the Hub exports them (train/0000.parquet), name no domain
-    return DataFile(file.path, file.place, split, "" if re.fullmatch(r"[\d\W_]*", file.domain) else file.domain)
+    return DataFile(file.path, file.place, split, "" if _SHARD.fullmatch(file.domain) else file.domain)
 
 
 def _shared_split_note(files: Sequence[DataFile]) -> str:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from hf_transfer.config import DataConfig
 from hf_transfer.records import DomainTable
-from hf_transfer.sources.base import TEXT, arrow_table, blank, counted, make_table, name_problems, shown_places
+from hf_transfer.sources.base import TEXT, arrow_table, blank, counted, name_problems, shown_places, with_rows
 
 SMALLEST_ODD_FACTOR = 2.0
 CHARACTERS_ADDED = 20
@@ -93,7 +93,7 @@ def check_pairs(table: DomainTable, data: DataConfig) -> tuple[DomainTable, list
         problems.append(f"{table.name} holds no pair to train on or to score: look at the notes.")
     if rows.num_rows == table.rows.num_rows and len(notes) == len(table.notes):
         return table, problems, counts
-    return make_table(rows, table.name, table.default_train_domains, tuple(notes)), problems, counts
+    return with_rows(table, rows, notes), problems, counts
 
 
 def find_doubtful(rows: pa.Table) -> dict[str, np.ndarray]:

@@ -288,10 +288,12 @@ def tagged(texts: Sequence[str], domains: Sequence[str], labels: LabelSpace) -> 
     """
     if not labels.tags:
         return list(texts)
-    known = set(labels.tags)
-    return [
-        f"{domain if domain in known else GENERAL_TAG}: {text}" for text, domain in zip(texts, domains, strict=True)
-    ]
+    return [f"{tag_of(domain, labels)}: {text}" for text, domain in zip(texts, domains, strict=True)]
+
+
+def tag_of(domain: str, labels: LabelSpace) -> str:
+    """The tag of a domain; "" where the run has none."""
+    return (domain if domain in labels.tags else GENERAL_TAG) if labels.tags else ""
 
 
 def _encode_rows(
