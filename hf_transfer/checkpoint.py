@@ -132,11 +132,18 @@ def save_checkpoint(
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         record = {"state": dataclasses.asdict(state), "identity": dict(identity), "scaler": scaler}
         _write_folder(folder / f"step-{state.step}", tensors, record)
-        # those of later steps belong to a run that this one was continued in place of: they never push a good one out
-        written = [path for path in _checkpoints(folder) if _step_of(path) <= state.step]
-        for old in written[keep:]:
-            shutil.rmtree(old)
+        drop_older(folder, state.step, keep)
     accelerator.wait_for_everyone()
+
+
+def drop_older(folder: Path, step: int, keep: int) -> None:
+    """Take away the checkpoints beyond the newest ``keep`` of those up to ``step``.
+
+    Those of later steps belong to a run that this one was continued in place of: they never push a good one out.
+    """
+    written = [path for path in _checkpoints(folder) if _step_of(path) <= step]
+    for old in written[keep:]:
+        shutil.rmtree(old)
 
 
 def save_for_average(

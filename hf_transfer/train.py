@@ -126,6 +126,8 @@ def train(
     ):
         if accelerator.is_main_process:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            # a run that was killed between a checkpoint and this may have written its last one
+            checkpoint.drop_older(folder.checkpoints, state.step, settings.keep_checkpoints)
         for plan in plans:
             if plan.begins_schedule and state.step >= plan.first_step:
                 schedule_began = seconds_at(plan.schedule_first, state)

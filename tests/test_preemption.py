@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,19 @@ def test_a_signal_after_the_last_window_loses_nothing(checkpoint, tmp_path):
     again = run_training(checkpoint, tmp_path / "cut", Silent(), resume_from=left)
     wanted = parameters_of(whole)
     assert all(torch.equal(p, wanted[name]) for name, p in parameters_of(again).items())
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_removal_of_an_older_one_leaves_no_more_than_a_whole_run(
+    checkpoint, tmp_path
+):
+    config = replace(CONFIG, checkpoint_steps=2, keep_checkpoints=2)
+    run_training(checkpoint, tmp_path, Silent(), config=config)
+    kept = {"step-10", "step-12"}
+    steps = tmp_path / "checkpoints"
+    assert {path.name for path in steps.glob("step-*")} == kept
+    shutil.copytree(steps / "step-10", steps / "step-8")
+    run_training(checkpoint, tmp_path, Silent(), resume_from=steps / "step-12", config=config)
+    assert {path.name for path in steps.glob("step-*")} == kept
 
 
 def test_a_signal_outside_of_the_loop_ends_the_run_at_once_and_one_in_it_waits():
