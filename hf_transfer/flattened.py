@@ -162,8 +162,8 @@ def flattened(
     target = source if target_mask is None else target_mask.bool()
     masks = [source, target] if stacks.decoder is not None else [source]
     device = next(model.parameters()).device
-    reads_masks = device.type in WAITS_FOR_MASKS
-    if stacks.encoder is None or (not reads_masks and all(bool(mask.all()) for mask in masks)):
+    may_run_padded = device.type not in WAITS_FOR_MASKS and all(bool(mask.all()) for mask in masks)
+    if stacks.encoder is None or may_run_padded:
         yield None
         return
     order = _order(source, target)

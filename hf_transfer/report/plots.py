@@ -410,7 +410,7 @@ def _matrices(results: Results) -> Iterator[_Drawing]:
         axes.set_ylabel("trained on")
         axes.set_xlabel("tested on")
         unit = "in percent, " if is_fraction(metric) else ""
-        reach = np.fmax(np.array(values, dtype=float) - low, high - np.array(values, dtype=float))
+        reach = np.fmax(values - low, high - values)
         width = float(np.nanmax(reach)) if np.isfinite(reach).any() else None
         interval = f" {_level(results)} intervals reach up to {format_difference(metric, width)} to either side."
         yield _Drawing(

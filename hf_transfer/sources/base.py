@@ -507,7 +507,8 @@ def _no_number(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     if not pc.any(says_so).as_py():
         return says_so
     others = labels.filter(pc.invert(pc.or_(says_so, blank(labels)))).unique().drop_null()
-    return says_so if all(read_number(label) is not None for label in others.to_pylist()) else pc.xor(says_so, says_so)
+    are_numbers = all(read_number(label) is not None for label in others.to_pylist())
+    return pc.and_(says_so, pa.scalar(are_numbers))
 
 
 def _without_unlabelled_splits(rows: pa.Table, missing: pa.ChunkedArray) -> tuple[pa.Table, pa.ChunkedArray, list[str]]:

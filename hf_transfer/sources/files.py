@@ -281,12 +281,17 @@ def _by_name(paths: Mapping[Path, str], folder: Path) -> tuple[list[DataFile], l
     places = {path: path.relative_to(folder).as_posix() for path in paths}
     splits = {path: split_word(stem) for path, stem in paths.items()}
     if any(splits.values()):
-        rests = {path: re.split(r"[-_.]", f"{paths[path].strip()}-", maxsplit=1)[1][:-1] for path in paths}
-        named = all(rests[path] and not _SHARD.fullmatch(rests[path]) for path, split in splits.items() if split)
+        rests = {
+            path: "".join(re.split(r"[-_.]", paths[path].strip(), maxsplit=1)[1:])
+            for path, split in splits.items()
+            if split
+        }
+        are_domains = not any(_SHARD.fullmatch(rest) for rest in rests.values())
         files = [
-            DataFile(path, places[path], split, rests[path] if named else "") for path, split in splits.items() if split
+            DataFile(path, places[path], splits[path] or "", rest if are_domains else "")
+            for path, rest in rests.items()
         ]
-        return files, [path for path, split in splits.items() if not split]
+        return files, [path for path in paths if path not in rests]
     files = []
     for path, stem in paths.items():
         domain, _, last = re.fullmatch(r"(?:(.+)([-_.]))?(.+)", stem).groups()  # type: ignore[union-attr]
