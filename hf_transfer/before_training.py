@@ -78,6 +78,9 @@ def activation_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
     device = next(inner.parameters()).device
     enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), quick_dropout(device))})
+    # it asks for gradients at the embeddings, which only re-entrant checkpointing needs: the backward would go through
+    # all frozen layers, and the states at none of them could be looked up
+    inner.disable_input_require_grads()
     try:
         yield
     finally:

@@ -46,6 +46,9 @@ class StoredFeatures:
         self._adapted, self._body_key, self._store, self._batch = adapted, body_key, store, batch
         self._trained: set[int] = set()
         self._undo = ExitStack()
+        self._pass = ExitStack()
+        """What hands stored states to the layers above, until the next pass: a layer that the backward runs again is
+        handed them again."""
         self._keeps = True
         self.depth = ""
         """What is looked up, in words; "" where everything is computed."""
@@ -82,6 +85,7 @@ class StoredFeatures:
 
     def close(self) -> None:
         """Give the model its own ``forward`` back."""
+        self._pass.close()
         self._undo.close()
         self.depth = ""
 
@@ -95,8 +99,6 @@ class StoredFeatures:
         inner = generator_inside(model)
         if not hasattr(inner, "base_model"):  # a probe on layers has a store of its own
             return
-        if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
-            return  # a layer that is run again would not be handed its states again
         with in_eval_mode(model):
             device = next(model.parameters()).device
             inputs = {name: tensor.to(device) for name, tensor in self._batch.items()}
@@ -124,7 +126,7 @@ class StoredFeatures:
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             return False  # a head that reads other outputs or positions, or layers that need those below
         finally:
-            self._undo.close()
+            self.close()
         same = [f.shape == expected.shape and torch.allclose(f, expected, TOLERANCE, TOLERANCE) for f in found]
         return all(same) and trial.reused > 0
 
@@ -141,6 +143,7 @@ class StoredFeatures:
         def forward(
             input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **others: Any
         ) -> Any:
+            self._pass.close()
             if not _can_be_looked_up(way.part, input_ids, attention_mask, others):
                 return original(input_ids=input_ids, attention_mask=attention_mask, **others)
             assert input_ids is not None and attention_mask is not None
@@ -174,7 +177,7 @@ class StoredFeatures:
             found = _joined([row for row in rows if row is not None], input_ids.shape[1], way.keep, input_ids.device)
             if way.layers is None:
                 return way.kind(**found)
-            with way.above(found["last_hidden_state"]):
+            with way.above(found["last_hidden_state"], self._pass):
                 return original(input_ids=input_ids, attention_mask=attention_mask, **others)
 
         return forward
@@ -250,8 +253,9 @@ class _Way:
         raise RuntimeError(f"the pass never came to layer {self.depth}")
 
     @contextmanager
-    def above(self, states: torch.Tensor) -> Iterator[None]:
-        """Run the layers above alone, from ``states`` [batch, length, d] on."""
+    def above(self, states: torch.Tensor, until_next: ExitStack) -> Iterator[None]:
+        """Run the layers above alone, from ``states`` [batch, length, d] on; until ``until_next`` is closed, the lowest
+        of them takes these states whatever it is called with, as it is once more under activation checkpointing."""
         assert self.layers is not None
         owner: Any = self.layers.owner
         if self.depth == len(self.layers.layers):
@@ -267,13 +271,12 @@ class _Way:
             return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
 
         # before the hooks of ``flattened``, which take padding out of what they are handed
-        hook = upper[0].register_forward_pre_hook(hand_over, prepend=True, with_kwargs=True)
+        until_next.callback(upper[0].register_forward_pre_hook(hand_over, prepend=True, with_kwargs=True).remove)
         owner._modules[self.layers.name] = upper
         try:
             yield
         finally:
             owner._modules[self.layers.name] = self.layers.layers
-            hook.remove()
 
 
 class _Reached(Exception):

@@ -357,7 +357,15 @@ class _Door:
         """Install the hooks; ``undo`` takes them back."""
         for layer in self.stack.layers:
             undo.callback(layer.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+        undo.callback(self.stack.owner.register_forward_pre_hook(self.bring, with_kwargs=True).remove)
         undo.callback(self.stack.exit.register_forward_hook(self.leave).remove)
+
+    def bring(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the stack: flatten what cross-attention reads. Within the first layer, where older transformers runs
+        hooks again under checkpointing, that would be done when it runs first and not when it runs again."""
+        states = kwargs.get("encoder_hidden_states")
+        if states is not None and self.sources.is_padded(states):
+            self._flat(states, self.sources)
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before each layer, as any of them may be the first (LayerDrop): flatten whatever is not flat yet."""
