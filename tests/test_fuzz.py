@@ -30,7 +30,7 @@ from hf_transfer.rebuild import rebuild_report
 
 FEW, AT_RANDOM, GUIDED = 15, 10_000, 10_000
 SECONDS = 20
-"""That a single input may take on a busy machine; a hang takes longer."""
+"""Of a processor that a single input may take, so that a busy machine makes no difference; a hang takes more."""
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -66,22 +66,23 @@ def quick(monkeypatch):
 
 @contextmanager
 def time_limit(what: object) -> Iterator[None]:
-    """Fails the test, naming ``what``, when the block takes longer than ``SECONDS``; where there are no alarms
-    (Windows) it does not."""
+    """Fails the test, naming ``what``, when the block takes more than ``SECONDS``; where there are no such
+    alarms (Windows) it does not."""
     if not hasattr(signal, "setitimer"):
         yield
         return
 
     def fail(*_: object) -> None:
-        pytest.fail(f"more than {SECONDS} s with {what!r}")  # passes `except Exception`, as a reader may have one
+        # passes `except Exception`, as a reader may have one
+        pytest.fail(f"more than {SECONDS} s of a processor with {what!r}")
 
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, fail)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def read_in_time(kind: str, path: Path, content: bytes) -> str:
@@ -193,7 +194,10 @@ def test_a_comparison_that_was_edited_inside_is_reported_or_refused_and_nothing_
             *way, last = places[number]
             target = changed
             for step in way:
-                target = target[step] if isinstance(target, dict | list) else {}
+                try:
+                    target = target[step]
+                except (IndexError, KeyError, TypeError):
+                    target = None  # an edit before this one took the place away
             if isinstance(target, dict) or (isinstance(target, list) and isinstance(last, int) and last < len(target)):
                 target[last] = value
         path.write_text(json.dumps(changed), encoding="utf-8")
