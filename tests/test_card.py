@@ -233,7 +233,7 @@ def card_with(place, value):
         (("language",), "English", "language has 'English' where"),
         (("tags",), ["domain-shift", 3], f"tags has 3 {TEXT}"),
         (("metrics",), [""], f"metrics has '' {TEXT}"),
-        (("model-index",), [], "model-index cannot be read (ValueError"),
+        (("model-index",), [], "model-index cannot be read ("),
         (("model-index", 0, "name"), None, "model-index cannot be read (KeyError: 'name')"),
         (("model-index", 0, "name"), 7, f"model-index: name has 7 {TEXT}"),
         (("model-index", 0, "results"), None, "model-index cannot be read (KeyError: 'results')"),

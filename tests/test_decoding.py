@@ -97,7 +97,7 @@ def test_the_model_and_its_settings_are_left_as_they_were_and_nothing_is_said(
 def test_the_length_penalty_is_that_of_the_call(opened: dict[str, tuple[Any, Any]]) -> None:
     model, tokenizer = opened["marian"]
     model = copy.deepcopy(model).eval()
-    model.final_logits_bias[0, 0] = 1.0  # so that answers end before their limits
+    model.final_logits_bias[0, 0] = 2.0  # so that answers end before their limits
     sources = tokenizer(SOURCES)["input_ids"]
     answers = {}
     for penalty in (-2.0, 2.0):

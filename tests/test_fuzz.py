@@ -94,11 +94,12 @@ def read_in_time(kind: str, path: Path, content: bytes) -> str:
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no alarms on this platform")
 def test_a_reader_that_hangs_fails_with_the_input(tmp_path, monkeypatch):
     """Also one that swallows exceptions; hypothesis looks at the clock only when a call is over."""
+    ends = time.process_time() + 10
 
     def hang(path: Path) -> None:
-        for _ in range(100 if path.read_bytes() == b"slow" else 0):
+        while path.read_bytes() == b"slow" and time.process_time() < ends:
             with suppress(Exception):
-                time.sleep(0.1)
+                sum(range(1_000_000))
 
     monkeypatch.setitem(READERS, "csv", hang)
     monkeypatch.setitem(globals(), "SECONDS", 0.3)
@@ -108,7 +109,7 @@ def test_a_reader_that_hangs_fails_with_the_input(tmp_path, monkeypatch):
     def attempt(content):
         read_in_time("csv", tmp_path / "data.csv", content)
 
-    with pytest.raises(pytest.fail.Exception, match=r"more than 0\.3 s with b'slow'"):
+    with pytest.raises(pytest.fail.Exception, match=r"more than 0\.3 s of a processor with b'slow'"):
         attempt()
 
 
@@ -214,7 +215,7 @@ def test_a_comparison_that_was_edited_inside_is_reported_or_refused_and_nothing_
             shutil.rmtree(again, ignore_errors=True)
 
     attempt()
-    assert seen["reported"] and (count < FEW or seen["refused"]), seen
+    assert count < FEW or min(seen.values()), seen
 
 
 VALUES = [None, "", "x" * 200, "<script>", -1, 0, 1e308, [], {}, [[]], {"value": None}, True]
