@@ -13,6 +13,8 @@ What is counted, and whence:
   them only, and a frozen layer below all that learns costs neither.
 - Attention costs its two products of length x length, whole where it is causal; kernels that compute the scores again
   in the backward are not charged for it (model FLOPs: Chowdhery et al. 2022, appendix B).
+- Under activation checkpointing (Chen et al. 2016) a layer that has a backward runs its forward twice. Kept are the
+  states that enter each such layer and, while the backward is in one of them, what that one keeps otherwise.
 - AdamW keeps two averages for each parameter that learns (Loshchilov and Hutter 2019), in fp32 as the weights are.
 """
 
@@ -62,8 +64,12 @@ class Trace:
     """Bytes kept for the backward, parameters left out."""
     depth: int
     """Layers; of an encoder-decoder, those of both."""
+    entering: Mapping[int, Term]
+    """Bytes of the states that enter each layer."""
     widths: Mapping[int, int]
-    """Width of the states that enter each layer."""
+    """Width of those states."""
+    again: frozenset[int] = frozenset()
+    """Layers that the backward runs once more, under activation checkpointing."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +122,30 @@ def operations(trace: Trace, shapes: Shapes, flat: bool) -> np.ndarray:
     found = np.zeros((trace.depth + 2, 3))
     for term in trace.products:
         found[term.place + 1] += term.size * shapes.times(term, flat, trace.depth)
+    for layer in trace.again:
+        found[layer + 1, 0] *= 2
     return found
 
 
 def activation_bytes(trace: Trace, shapes: Shapes, flat: bool) -> float:
-    """Bytes that autograd keeps between the forward and the backward of ``shapes``, a single micro-batch."""
-    return float(sum(term.size[0] * shapes.times(term, flat, trace.depth) for term in trace.saved))
+    """Bytes that are kept between the forward and the backward of ``shapes``, a single micro-batch, or with
+    checkpointing within that backward."""
+
+    def size(term: Term) -> float:
+        return float(term.size[0] * shapes.times(term, flat, trace.depth))
+
+    by_place = np.zeros(trace.depth + 2)
+    for term in trace.saved:
+        by_place[term.place + 1] += size(term)
+    inside = [by_place[layer + 1] for layer in trace.again]
+    entering = sum(size(trace.entering[layer]) for layer in trace.again)
+    return float(by_place.sum() - sum(inside) + max(inside, default=0.0) + entering)
+
+
+def with_checkpointing(trace: Trace) -> Trace:
+    """``trace`` of a model whose layers keep nothing for the backward and run again in it."""
+    backward = {term.place for term in trace.products if term.size[1:].any()}
+    return replace(trace, again=frozenset(backward & set(range(trace.depth))))
 
 
 def with_output_layer(trace: Trace, width: int, vocabulary: int, learns_below: bool, learns: bool) -> Trace:
@@ -185,7 +209,7 @@ def trace(model: nn.Module, layers: Sequence[nn.Module], inputs: Mapping[str, to
     for place, tensor in kept.values():
         size = np.array([float(tensor.untyped_storage().nbytes())])
         saved.append(_term(place, tuple(tensor.shape), size, tensor.numel() == (tensor.shape or (0,))[-1]))
-    return Trace(tuple(products), tuple(saved), len(layers), dict(watch.widths)), outputs
+    return Trace(tuple(products), tuple(saved), len(layers), watch.entering, watch.widths), outputs
 
 
 def _term(place: int, dimensions: tuple[int, ...], size: np.ndarray, is_vector: bool) -> Term:
@@ -215,6 +239,7 @@ class _Watch(TorchFunctionMode):
         self.place = -1
         self.products: list[tuple[Term, Any]] = []
         """Each with the node of the backward that made its result."""
+        self.entering: dict[int, Term] = {}
         self.widths: dict[int, int] = {}
 
     def enter(self, layer: int) -> Callable[..., None]:
@@ -223,6 +248,7 @@ class _Watch(TorchFunctionMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.place = layer
             states = args[0] if args else kwargs["hidden_states"]
+            self.entering[layer] = _term(layer, tuple(states.shape), np.array([float(states.nbytes)]), False)
             self.widths[layer] = states.shape[-1]
 
         return hook

@@ -25,6 +25,7 @@ from hf_transfer.cost import (
     operations,
     shapes_of,
     trace,
+    with_checkpointing,
     with_output_layer,
 )
 from hf_transfer.flattened import find_stacks
@@ -192,7 +193,7 @@ def watch(run: Rehearsal) -> Trace:
         weight, _ = output_layer(run.pretrained.model)
         learns_below = outputs.logits.requires_grad
         found = with_output_layer(found, weight.shape[1], weight.shape[0], learns_below, weight.requires_grad)
-    return found
+    return with_checkpointing(found) if run.settings.activation_checkpointing else found
 
 
 def example(run: Rehearsal, length: int) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hf_transfer.before_training import activation_checkpointing
 from hf_transfer.cost import operations, shapes_of
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.on_device import send_batch
@@ -92,7 +93,11 @@ def _run_one(run: Rehearsal, stage: StageCost, rows: np.ndarray) -> float:
     sent = send_batch(batch, run.device)
     _wait(run.device)
     started = time.perf_counter()
-    with torch.set_grad_enabled(bool(stage.trained)), flattened(model, *real_tokens(batch)):
+    with (
+        activation_checkpointing(run.adapted.model, run.settings.activation_checkpointing),
+        torch.set_grad_enabled(bool(stage.trained)),
+        flattened(model, *real_tokens(batch)),
+    ):
         with run.autocast():
             outputs = model(**sent.inputs)
             loss = functions.loss_function(outputs, sent).loss_sum if stage.trained else None
