@@ -48,16 +48,17 @@ def measure(run: Rehearsal, stage: StageCost) -> Measured:
         mark(run, stage.plan)
     done = seconds = 0.0
     count = 0
-    for piece in _spread(stage.pieces):
-        rows, amount = _part(run, stage, piece, product * BATCH_SECONDS)
-        if amount > product * MOST_BATCH_SECONDS:
-            break
-        took = _run_one(run, stage, rows)
-        if count:  # the first one also pays for what is set up once
-            done, seconds = done + amount, seconds + took
-        count += 1
-        if seconds > MEASURED_SECONDS:
-            break
+    with activation_checkpointing(run.adapted.model, run.settings.activation_checkpointing):
+        for piece in _spread(stage.pieces):
+            rows, amount = _part(run, stage, piece, product * BATCH_SECONDS)
+            if amount > product * MOST_BATCH_SECONDS:
+                break
+            took = _run_one(run, stage, rows)
+            if count:  # the first one also pays for what is set up once
+                done, seconds = done + amount, seconds + took
+            count += 1
+            if seconds > MEASURED_SECONDS:
+                break
     if seconds:
         return Measured("micro-batches of this run", done / seconds, product, memory, count - 1)
     return Measured("a plain matrix product", product, product, memory, 0)
@@ -93,11 +94,7 @@ def _run_one(run: Rehearsal, stage: StageCost, rows: np.ndarray) -> float:
     sent = send_batch(batch, run.device)
     _wait(run.device)
     started = time.perf_counter()
-    with (
-        activation_checkpointing(run.adapted.model, run.settings.activation_checkpointing),
-        torch.set_grad_enabled(bool(stage.trained)),
-        flattened(model, *real_tokens(batch)),
-    ):
+    with torch.set_grad_enabled(bool(stage.trained)), flattened(model, *real_tokens(batch)):
         with run.autocast():
             outputs = model(**sent.inputs)
             loss = functions.loss_function(outputs, sent).loss_sum if stage.trained else None

@@ -254,7 +254,7 @@ def _index_problems(index: Any) -> Iterator[str]:
 
     try:
         name, scores = model_index_to_eval_results(index)
-    except (KeyError, NameError, TypeError, ValueError) as error:  # NameError: an empty list, before 2.4
+    except (KeyError, NameError, TypeError, ValueError) as error:  # NameError: of an empty list, as of 2.0
         yield f"model-index cannot be read ({type(error).__name__}: {error})"
         return
     yield from _misfits("model-index: name", [name], *_ANY)
