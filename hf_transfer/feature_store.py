@@ -36,7 +36,7 @@ FREE_DISK_BYTES = 1 << 30
 """What the file leaves of the disk."""
 RESERVED_AT_ONCE = 16 << 20
 """Of the file, before rows are written to it."""
-FORMAT = "hf-transfer/features/1"
+FORMAT = "hf-transfer/features/2"
 
 
 class FeatureStore:

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -67,6 +68,11 @@ class Stacks:
     decoder: Stack | None
     reason: str
     """Why the model runs padded; "" where it can be flattened."""
+
+    @property
+    def all(self) -> tuple[Stack, ...]:
+        """One or two; none of a model that runs padded."""
+        return tuple(stack for stack in (self.encoder, self.decoder) if stack is not None)
 
     @property
     def flat(self) -> bool:
@@ -143,8 +149,9 @@ def flattened(
     checkpointing, its backward.
 
     To be entered around every batch, in train or eval mode, inside or outside of autocast; on leaving, the model is as
-    it was before. Inside of another batch's, it serves passes of a part of that batch. Not for ``generate``, and hidden
-    states of single layers (``output_hidden_states``) come out flat.
+    it was before. Inside of another batch's, it serves passes of a batch of its own, such as a part of that one, and
+    the other batch is served again behind it. Not for ``generate``, and hidden states of single layers
+    (``output_hidden_states``) come out flat.
 
     Args:
         model: As accelerate prepared it, or bare; wrapped by PEFT or not.
@@ -163,15 +170,19 @@ def flattened(
     masks = [source, target] if stacks.decoder is not None else [source]
     device = next(model.parameters()).device
     may_run_padded = device.type not in WAITS_FOR_MASKS and all(bool(mask.all()) for mask in masks)
-    if stacks.encoder is None or may_run_padded:
-        yield None
-        return
-    order = _order(source, target)
-    sources = make_rows(source, order, device)
-    doors = [_Door(stacks.encoder, sources, sources)]
-    if stacks.decoder is not None:
-        doors.append(_Door(stacks.decoder, make_rows(target, order, device), sources))
     with ExitStack() as undo:
+        for stack in stacks.all:
+            for door in _doors.get(stack.owner, ()):
+                undo.callback(setattr, door, "shut", door.shut)
+                door.shut = True
+        if stacks.encoder is None or may_run_padded:
+            yield None
+            return
+        order = _order(source, target)
+        sources = make_rows(source, order, device)
+        doors = [_Door(stacks.encoder, sources, sources)]
+        if stacks.decoder is not None:
+            doors.append(_Door(stacks.decoder, make_rows(target, order, device), sources))
         for config in _configs(stacks):
             # not set_attn_implementation, which looks through the whole model each time
             undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
@@ -183,8 +194,7 @@ def flattened(
 
 def _configs(stacks: Stacks) -> list[Any]:
     """What attention modules and mask making read the implementation from; encoder and decoder may share one."""
-    owners = [stack.owner for stack in (stacks.encoder, stacks.decoder) if stack is not None]
-    modules: list[Any] = [module for owner in owners for module in owner.modules() if hasattr(module, "config")]
+    modules: list[Any] = [m for stack in stacks.all for m in stack.owner.modules() if hasattr(m, "config")]
     return list({id(module.config): module.config for module in modules}.values())
 
 
@@ -350,11 +360,16 @@ class _Door:
     def __init__(self, stack: Stack, rows: Rows, sources: Rows) -> None:
         """``rows`` are those of the states that go through, ``sources`` those of what cross-attention reads."""
         self.stack, self.rows, self.sources = stack, rows, sources
+        self.shut = False
+        """Where a pass of another batch is made meanwhile, which could have the same shape."""
         self.brought: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """Tensors that every layer is given anew, by ``id``: as they were, and flat."""
 
     def open(self, undo: ExitStack) -> None:
         """Install the hooks; ``undo`` takes them back."""
+        doors = _doors.setdefault(self.stack.owner, [])
+        doors.append(self)
+        undo.callback(doors.remove, self)
         for layer in self.stack.layers:
             undo.callback(layer.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
         undo.callback(self.stack.owner.register_forward_pre_hook(self.bring, with_kwargs=True).remove)
@@ -364,7 +379,7 @@ class _Door:
         """Before the stack: flatten what cross-attention reads. Within the first layer, where older transformers runs
         hooks again under checkpointing, that would be done when it runs first and not when it runs again."""
         states = kwargs.get("encoder_hidden_states")
-        if states is not None and self.sources.is_padded(states):
+        if not self.shut and states is not None and self.sources.is_padded(states):
             self._flat(states, self.sources)
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -374,8 +389,7 @@ class _Door:
         given = dict(zip(names, args, strict=False)) | kwargs
         states, cache = given["hidden_states"], given.get("past_key_values")
         seen = cache is not None and cache.get_seq_length() > 0
-        served = isinstance(given.get("attention_mask"), Layout)  # by the door of a batch that this one is inside of
-        if seen or served or not (self.rows.is_padded(states) or self.rows.is_flat(states)):
+        if self.shut or seen or not (self.rows.is_padded(states) or self.rows.is_flat(states)):
             return None
         if not self.rows.is_flat(states):
             given["hidden_states"] = self.rows.flatten(states)
@@ -403,6 +417,8 @@ class _Door:
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         """After the last layer: pad what is flat."""
+        if self.shut:
+            return None
         if isinstance(output, torch.Tensor):
             return self.rows.pad(output) if self.rows.is_flat(output) else None
         states = output[0]
@@ -429,6 +445,10 @@ class _Door:
             plain = allowed in (bidirectional_mask_function, causal_mask_function)
             mask.layout = Layout(self.rows, keys, None if plain else allowed, allowed is causal_mask_function)
         return mask.layout
+
+
+_doors: WeakKeyDictionary[nn.Module, list[_Door]] = WeakKeyDictionary()
+"""Those that are open, by the owner of their stack."""
 
 
 def _make_masks(layout: Layout, bias: torch.Tensor) -> None:

@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from test_pretrained import drop_tensors, open_it
-from test_train_options import Course
+from test_train_options import Course, losses_of
 from tiny import ARCHITECTURES, make_checkpoint
-from tiny_translation import make_translation_checkpoint
+from tiny_translation import FAMILIES, make_translation_checkpoint
 from toy import encoded_rows
 
 from hf_transfer.adapt import Adapted, apply_strategy
@@ -25,6 +25,7 @@ from hf_transfer.config import AdaptConfig, RunConfig, TrainConfig
 from hf_transfer.decoding import decode
 from hf_transfer.feature_store import FeatureStore
 from hf_transfer.features import StoredFeatures, stored_features
+from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.layer_runs import body_key, store_key
 from hf_transfer.model_selection import Chooser
 from hf_transfer.predict import predict
@@ -572,6 +573,27 @@ def test_a_frozen_encoder_of_a_translation_model_is_looked_up_while_it_learns_an
         np.testing.assert_allclose(losses, found[0][0], rtol=1e-5)
         assert written == found[0][1] and any(written)
     assert set(counts) == {(len(rows), 2 * len(rows))}, "writing reads what learning has left"
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "t5" not in name])  # nothing is looked up of T5
+@pytest.mark.parametrize("padded", [False, True])
+def test_sources_of_one_length_keep_their_own_states_whatever_the_lengths_of_their_targets(tmp_path, family, padded):
+    """A window orders them by target, the states of an encoder alone are computed in another order."""
+    folder = make_translation_checkpoint(family, tmp_path)
+    course = Course("translation", folder, TrainConfig(), "freeze", freeze="cross_attention:trainable")
+    rows = course.rows.map(lambda row: {"input_ids": (row["input_ids"] * 4)[: 6 + padded * int(row["example_id"]) % 2]})
+    batch = course.functions.train_batch(rows[:])
+    assert sorted(targets := (batch.labels != -100).sum(1).tolist()) != targets
+    wanted = losses_of("translation", course.plain.eval(), batch)[0].sum().item()
+    course.adapted.set_train_mode(course.adapted.model)
+    store = FeatureStore()
+    with looked_up(course.adapted, "weights", store, course.functions.make_batch(rows[:2]).inputs) as features:
+        assert features.depth == "the encoder"
+        for computed in (len(rows), len(rows)):  # computed, then looked up
+            with flattened(course.adapted.model, *real_tokens(batch)):
+                found = course.functions.loss_function(course.adapted.model(**batch.inputs), batch).loss_sum
+            assert float(found) == pytest.approx(wanted, rel=1e-5)
+            assert store.computed == computed
 
 
 def test_all_layers_frozen_below_a_pooler_that_learns(folders, tmp_path):
