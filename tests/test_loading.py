@@ -83,7 +83,7 @@ def test_texts_of_any_length_are_predicted_as_each_alone_and_layers_see_no_paddi
 
 
 def test_a_body_without_a_head_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"has no weights for classifier\.bias, classifier\.weight"):
+    with pytest.raises(InputError, match=r"has no weights for classifier\.bias, classifier\.weight: it is a body"):
         load(make_checkpoint(tmp_path / "body"))
 
 
@@ -97,11 +97,13 @@ def test_a_model_that_translates_is_refused_where_it_is_not_whole(tmp_path, tens
         load(drop_tensors(folder, tensor))
 
 
-def test_a_layer_probe_is_refused_where_its_body_is_not_whole(tmp_path):
-    folder = layer_probe(tmp_path)
+@pytest.mark.parametrize(("make", "body"), [(stock_model, "bert."), (layer_probe, "")])
+def test_a_classifier_is_refused_where_its_body_is_not_whole(tmp_path, make, body):
+    folder = make(tmp_path)
     assert load(folder, device="cpu").predict(["a good book"]).label_names == ("bad", "good")
-    with pytest.raises(InputError, match=r"has no weights for encoder\.layer\.0\.output\.dense\.weight"):
-        load(drop_tensors(folder, "encoder.layer.0.output.dense.weight"))
+    tensor = f"{body}encoder.layer.0.output.dense.weight"
+    with pytest.raises(InputError, match=f"has no weights for {tensor}: what comes out of it would be random"):
+        load(drop_tensors(folder, tensor))
 
 
 @pytest.mark.parametrize("make", [stock_model, layer_probe], ids=["head", "layer probe"])
