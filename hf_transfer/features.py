@@ -149,20 +149,22 @@ class StoredFeatures:
             assert input_ids is not None and attention_mask is not None
             per_token = {n: t for n, t in others.items() if isinstance(t, torch.Tensor)}
             settings = {n: value for n, value in others.items() if n not in per_token}
-            device = input_ids.device.type
-            kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "as it is"
-            lengths = attention_mask.sum(1).tolist()
-            texts = _token_bytes([input_ids, *per_token.values()], lengths)
-            keys = [(f"{key} {kind}", text) for text in texts]
+            # all that is asked of the device while every row is known
+            mask, *words = (tensor.cpu() for tensor in (attention_mask, input_ids, *per_token.values()))
+            if bool((mask[:, 1:] > mask[:, :-1]).any()):  # padding before real tokens, or holes
+                return original(input_ids=input_ids, attention_mask=attention_mask, **others)
+            device = input_ids.device
+            on_half = torch.is_autocast_enabled(device.type)
+            kind = torch.get_autocast_dtype(device.type) if on_half else "as it is"
+            lengths = mask.sum(1).tolist()
+            keys = [(f"{key} {kind}", text) for text in _token_bytes(words, lengths)]
             rows = [store.get(name) for name in keys]
             missing = [i for i, row in enumerate(rows) if row is None]
             if missing:
                 longest = max(lengths[i] for i in missing)
-                inputs = {
-                    name: tensor[missing, :longest]
-                    for name, tensor in {"input_ids": input_ids, "attention_mask": attention_mask, **per_token}.items()
-                }
-                outputs = way.compute(model, original, inputs, settings)
+                named = dict(zip(("input_ids", *per_token), words, strict=True))
+                chosen = {name: tensor[missing, :longest] for name, tensor in named.items()}
+                outputs = way.compute(model, original, chosen, mask[missing, :longest], settings, device)
                 for place, i in enumerate(missing):
                     rows[i] = _cut(outputs, place, lengths[i], way.keep)
                     if self._keeps:
@@ -223,10 +225,20 @@ class _Way:
     depth: int = 0
     """How many of ``layers`` are."""
 
-    def compute(self, model: nn.Module, original: Callable[..., Any], inputs: Inputs, settings: Any) -> Row:
-        """Outputs of the frozen part for a batch, padded, without a gradient and in eval mode."""
+    def compute(
+        self,
+        model: nn.Module,
+        original: Callable[..., Any],
+        words: Inputs,
+        mask: torch.Tensor,
+        settings: Any,
+        device: torch.device,
+    ) -> Row:
+        """Outputs of the frozen part for a batch, padded, without a gradient and in eval mode; all on the host, as
+        ``words`` and ``mask`` are, whose model is on ``device``."""
+        inputs = {name: send(tensor, device) for name, tensor in (*words.items(), ("attention_mask", mask))}
         with torch.no_grad(), in_eval_mode(self.part), ExitStack() as undo:
-            rows = undo.enter_context(flattened(model, inputs["attention_mask"]))
+            rows = undo.enter_context(flattened(model, mask))
             if self.layers is None:
                 found = original(**inputs, **settings)
                 outputs = {n: getattr(found, n, None) for n in ("last_hidden_state", "pooler_output")}
@@ -235,7 +247,7 @@ class _Way:
             tensors = {n: t for n, t in outputs.items() if isinstance(t, torch.Tensor)}
             if rows is not None:  # the exit of the stack may be the part itself, which was not called as a module
                 tensors = {n: rows.pad(t) if t.dim() == 3 and rows.is_flat(t) else t for n, t in tensors.items()}
-            return tensors
+            return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def _states(self, original: Callable[..., Any], inputs: Inputs, settings: Any, undo: ExitStack) -> torch.Tensor:
         """Hidden states at the input of layer ``depth``, or the output of the last; what comes after is not run."""
@@ -388,7 +400,7 @@ def _frozen_depth(
 def _can_be_looked_up(
     part: nn.Module, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, others: Mapping[str, Any]
 ) -> bool:
-    """Whether a call is one that rows can answer."""
+    """Whether a call is one that rows can answer, as far as shapes tell."""
     if input_ids is None or attention_mask is None or attention_mask.shape != input_ids.shape:
         return False
     if others.get("output_hidden_states") or others.get("output_attentions"):
@@ -396,14 +408,12 @@ def _can_be_looked_up(
     if any(isinstance(t, torch.Tensor) and t.shape != input_ids.shape for t in others.values()):
         return False
     # the processes that share a sharded body gather it together, so that all or none of them must call it
-    if any(hasattr(parameter, "device_mesh") for parameter in part.parameters()):
-        return False
-    return not bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any())  # padding before real tokens, or holes
+    return not any(hasattr(parameter, "device_mesh") for parameter in part.parameters())
 
 
 def _token_bytes(tensors: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[bytes]:
     """The real tokens of each example, and their types ([batch, length] each), as bytes: what the outputs depend on."""
-    arrays = [tensor.cpu().numpy() for tensor in tensors]
+    arrays = [tensor.numpy() for tensor in tensors]
     return [b"|".join(array[i, :length].tobytes() for array in arrays) for i, length in enumerate(lengths)]
 
 
@@ -412,7 +422,7 @@ def _cut(outputs: Row, place: int, length: int, keep: int) -> Row:
     row = {}
     for name, tensor in outputs.items():
         whole = tensor[place, : keep or length] if tensor.dim() == 3 else tensor[place]
-        row[name] = whole.to("cpu", copy=True).contiguous()
+        row[name] = whole.clone(memory_format=torch.contiguous_format)
     return row
 
 

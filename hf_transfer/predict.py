@@ -15,6 +15,7 @@ from hf_transfer.batching import padding_fraction, sorted_batches
 from hf_transfer.config import EvaluateConfig
 from hf_transfer.eval_mode import in_eval_mode
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
+from hf_transfer.on_device import send
 from hf_transfer.records import Predictions
 from hf_transfer.tasks import TaskFunctions
 
@@ -48,16 +49,20 @@ def predict(
     passes = -(-len(batches) // accelerator.num_processes)
     module = accelerator.unwrap_model(model)  # DDP's wrapper would sync buffers; the autocast wrapper stays
     positions, kept = [], []
+    outputs: torch.Tensor | None = None
     with torch.no_grad(), in_eval_mode(module):
         for turn in range(passes):
             chosen = mine[turn] if turn < len(mine) else batches[0]
             batch = functions.make_batch(rows[chosen])
-            inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
+            inputs = {name: send(tensor, accelerator.device) for name, tensor in batch.inputs.items()}
+            if outputs is not None:  # a GPU was at work on them while the next batch was made
+                kept.append(outputs.cpu())
             with flattened(module, *real_tokens(batch)):
-                outputs = functions.read_outputs(module(**inputs)).cpu()
-            if turn < len(mine):
-                positions.append(chosen)
-                kept.append(outputs)
+                outputs = functions.read_outputs(module(**inputs))
+            positions.append(chosen)
+        if outputs is not None:
+            kept.append(outputs.cpu())
+    positions, kept = positions[: len(mine)], kept[: len(mine)]
     for m in module.modules():
         # FSDP2 keeps the outermost parameters whole after a forward pass; what is written to them would be lost
         if hasattr(m, "reshard"):
