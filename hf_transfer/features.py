@@ -150,21 +150,21 @@ class StoredFeatures:
             per_token = {n: t for n, t in others.items() if isinstance(t, torch.Tensor)}
             settings = {n: value for n, value in others.items() if n not in per_token}
             # all that is asked of the device while every row is known
-            mask, *words = (tensor.cpu() for tensor in (attention_mask, input_ids, *per_token.values()))
+            host = {name: t.cpu() for name, t in {"input_ids": input_ids, **per_token}.items()}
+            mask = attention_mask.cpu()
             if bool((mask[:, 1:] > mask[:, :-1]).any()):  # padding before real tokens, or holes
                 return original(input_ids=input_ids, attention_mask=attention_mask, **others)
             device = input_ids.device
             on_half = torch.is_autocast_enabled(device.type)
             kind = torch.get_autocast_dtype(device.type) if on_half else "as it is"
             lengths = mask.sum(1).tolist()
-            keys = [(f"{key} {kind}", text) for text in _token_bytes(words, lengths)]
+            keys = [(f"{key} {kind}", text) for text in _token_bytes(list(host.values()), lengths)]
             rows = [store.get(name) for name in keys]
             missing = [i for i, row in enumerate(rows) if row is None]
             if missing:
                 longest = max(lengths[i] for i in missing)
-                named = dict(zip(("input_ids", *per_token), words, strict=True))
-                chosen = {name: tensor[missing, :longest] for name, tensor in named.items()}
-                outputs = way.compute(model, original, chosen, mask[missing, :longest], settings, device)
+                chosen = {name: t[missing, :longest] for name, t in (*host.items(), ("attention_mask", mask))}
+                outputs = way.compute(model, original, chosen, settings, device)
                 for place, i in enumerate(missing):
                     rows[i] = _cut(outputs, place, lengths[i], way.keep)
                     if self._keeps:
@@ -226,19 +226,13 @@ class _Way:
     """How many of ``layers`` are."""
 
     def compute(
-        self,
-        model: nn.Module,
-        original: Callable[..., Any],
-        words: Inputs,
-        mask: torch.Tensor,
-        settings: Any,
-        device: torch.device,
+        self, model: nn.Module, original: Callable[..., Any], host: Inputs, settings: Any, device: torch.device
     ) -> Row:
-        """Outputs of the frozen part for a batch, padded, without a gradient and in eval mode; all on the host, as
-        ``words`` and ``mask`` are, whose model is on ``device``."""
-        inputs = {name: send(tensor, device) for name, tensor in (*words.items(), ("attention_mask", mask))}
+        """Outputs of the frozen part, on ``device``, for a batch; padded, without a gradient and in eval mode. They are
+        on the host, as the batch is."""
+        inputs = {name: send(tensor, device) for name, tensor in host.items()}
         with torch.no_grad(), in_eval_mode(self.part), ExitStack() as undo:
-            rows = undo.enter_context(flattened(model, mask))
+            rows = undo.enter_context(flattened(model, host["attention_mask"]))
             if self.layers is None:
                 found = original(**inputs, **settings)
                 outputs = {n: getattr(found, n, None) for n in ("last_hidden_state", "pooler_output")}
