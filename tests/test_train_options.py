@@ -142,8 +142,10 @@ def test_training_with_l2_sp_is_adam_and_a_pull_after_each_step(task, folders, t
     course.run(tmp_path)
     moved = 0.0
     for name, parameter in course.parameters().items():
-        rounding = 2e-6 * (10 if name.startswith("classifier") else 1)  # it goes by the rate, as high for a head
-        torch.testing.assert_close(parameter.double(), wanted[name].detach(), rtol=0, atol=rounding, msg=name)
+        # a step moves by at most rate / epsilon, ten here, times the rounding of a gradient; a head by ten times that
+        rounding = 1e-5 * (10 if name.startswith("classifier") else 1)
+        difference = float((parameter - wanted[name]).abs().max())
+        assert difference < rounding, f"{name} is off by {difference:.1e}"
         moved = max(moved, float((parameter - before[name]).abs().max()))
     assert moved > 5e-3
 
