@@ -28,7 +28,7 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
-RECIPES_OF_EACH_CHANGE = ("test_text_cls", "test_push", "test_train", "test_predict", "test_artefact")
+RECIPES_OF_EACH_CHANGE = ("test_text_cls", "test_train", "test_predict", "test_artefact")
 """Files whose recipe tests run with every change; the others belong to the slow tier, as two slow cores would take over
 twenty minutes for all of them."""
 

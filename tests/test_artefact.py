@@ -1,6 +1,8 @@
 """Every strategy on every architecture: what it trains, that it learns, and that what is saved loads elsewhere."""
 
 import copy
+import functools
+import itertools
 import json
 import shutil
 import subprocess
@@ -44,7 +46,20 @@ SPACES = {
     "3": LabelSpace("single_label", ("bad", "good", "mixed")),
     "multi": LabelSpace("multi_label", ("taste", "plot", "speed")),
 }
-CASES = [f"{a}-{s}-{n}" for a in ARCHITECTURES for s in STRATEGIES for n in SPACES]
+COMBINATIONS = list(enumerate("-".join(names) for names in itertools.product(ARCHITECTURES, STRATEGIES, SPACES)))
+CASES = {
+    is_slow: [key for i, key in COMBINATIONS if is_slow == ((i // 12 + i // 3) % 3 != i % 3)]
+    for is_slow in (False, True)
+}
+"""With every change each strategy of each architecture with one label space, in turn; the other spaces are slow."""
+EACH_CASE = pytest.mark.parametrize(
+    ("is_slow", "key"),
+    [
+        pytest.param(is_slow, key, marks=[pytest.mark.slow] * is_slow, id=key)
+        for is_slow, keys in CASES.items()
+        for key in keys
+    ],
+)
 
 
 @dataclass
@@ -108,20 +123,24 @@ def learn_a_little(pretrained: Pretrained, adapted: Adapted, labels: LabelSpace,
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory) -> tuple[dict[str, Case], dict[str, dict]]:
-    """All cases, trained and saved here, and what one fresh process found when it opened them."""
+def learnt(tmp_path_factory):
+    """``learn_all`` of the slow cases or of the others, at most once each."""
+    return functools.cache(functools.partial(learn_all, tmp_path_factory))
+
+
+def learn_all(tmp_path_factory, is_slow: bool) -> tuple[dict[str, Case], dict[str, dict]]:
+    """Cases that are trained and saved here, and what one fresh process found when it opened them."""
     folder = tmp_path_factory.mktemp("artefacts")
+    checkpoints = {architecture: make_checkpoint(folder / architecture, architecture) for architecture in ARCHITECTURES}
     cases, manifest = {}, {}
-    for architecture in ARCHITECTURES:
-        checkpoint = make_checkpoint(folder / architecture, architecture)
-        for strategy, adapt in STRATEGIES.items():
-            for name, labels in SPACES.items():
-                key = f"{architecture}-{strategy}-{name}"
-                pretrained, adapted = open_case(checkpoint, labels, adapt)
-                cases[key] = learn_a_little(pretrained, adapted, labels)
-                path = folder / "saved" / key
-                write_model(path, adapted.model, adapted, pretrained, metadata_of(pretrained, labels))
-                manifest[key] = {"path": str(path), "texts": TEXTS, "is_full": strategy != "lora"}
+    for key in CASES[is_slow]:
+        architecture, strategy, name = key.rsplit("-", 2)
+        labels = SPACES[name]
+        pretrained, adapted = open_case(checkpoints[architecture], labels, STRATEGIES[strategy])
+        cases[key] = learn_a_little(pretrained, adapted, labels)
+        path = folder / "saved" / key
+        write_model(path, adapted.model, adapted, pretrained, metadata_of(pretrained, labels))
+        manifest[key] = {"path": str(path), "texts": TEXTS, "is_full": strategy != "lora"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     script = Path(__file__).parent / "load_all.py"
     command = [sys.executable, str(script), str(folder / "manifest.json"), str(folder / "answers.json")]
@@ -131,9 +150,9 @@ def learnt(tmp_path_factory) -> tuple[dict[str, Case], dict[str, dict]]:
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("key", CASES)
-def test_a_fresh_process_reproduces_the_logits(learnt, key):
-    cases, answers = learnt
+@EACH_CASE
+def test_a_fresh_process_reproduces_the_logits(learnt, is_slow, key):
+    cases, answers = learnt(is_slow)
     np.testing.assert_allclose(answers[key]["ours"], cases[key].expected, rtol=1e-5, atol=1e-5)
     if "stock" in answers[key]:
         np.testing.assert_allclose(answers[key]["stock"], cases[key].expected, rtol=1e-5, atol=1e-5)
@@ -141,9 +160,9 @@ def test_a_fresh_process_reproduces_the_logits(learnt, key):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("key", CASES)
-def test_a_strategy_trains_what_it_promises_and_learns(learnt, key):
-    case = learnt[0][key]
+@EACH_CASE
+def test_a_strategy_trains_what_it_promises_and_learns(learnt, is_slow, key):
+    case = learnt(is_slow)[0][key]
     strategy = key.split("-")[-2]
     names = set(case.adapted.summary.names)
     assert set(case.learning) == names, "every trainable tensor is reached by the loss"

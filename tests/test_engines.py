@@ -162,6 +162,7 @@ def test_a_run_exports_what_it_adapted_and_proves_it(tmp_path: Path) -> None:
     assert sum(same) >= 19  # of equal tokens rounding chooses one
 
 
+@pytest.mark.slow
 def test_an_export_that_translates_otherwise_is_no_finished_run(run_folder: Path, expected: list[str]) -> None:
     texts = [text for text in LINES[:6] if text.strip()] * 2
     written = [text for text in expected[:6] if text] * 2
