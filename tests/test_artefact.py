@@ -46,12 +46,12 @@ SPACES = {
     "3": LabelSpace("single_label", ("bad", "good", "mixed")),
     "multi": LabelSpace("multi_label", ("taste", "plot", "speed")),
 }
-COMBINATIONS = list(enumerate("-".join(names) for names in itertools.product(ARCHITECTURES, STRATEGIES, SPACES)))
-CASES = {
-    is_slow: [key for i, key in COMBINATIONS if is_slow == ((i // 12 + i // 3) % 3 != i % 3)]
-    for is_slow in (False, True)
-}
-"""With every change each strategy of each architecture with one label space, in turn; the other spaces are slow."""
+CASES: dict[bool, list[str]] = {False: [], True: []}
+"""By whether they are slow: with every change each strategy of each architecture has one label space, in turn."""
+for (a, architecture), (s, strategy), (n, space) in itertools.product(
+    *map(enumerate, (ARCHITECTURES, STRATEGIES, SPACES))
+):
+    CASES[(a + s) % len(SPACES) != n].append(f"{architecture}-{strategy}-{space}")
 EACH_CASE = pytest.mark.parametrize(
     ("is_slow", "key"),
     [
