@@ -11,9 +11,9 @@ counting predicts, and the paired difference of accuracy. ``mfu`` is the share o
 lift it over 1. Ratios of memory and of scoring in the run are stock's over ours as well.
 
 ``claimed`` says whether at least five pairs stand behind the ratio and ours is ``not_worse``: both sides say the same
-of each example, or the interval of the difference excludes a loss of more than ``--margin``. ``no_evidence_of_worse``
-says less: that the interval reaches zero, as it does wherever it is wide. Neither says that anything was learnt:
-``scores`` show that beside ``majority``, what naming the most frequent class of the test rows would score.
+of each example, or the interval of the difference excludes a loss of more than ``--margin``, and then the stock side
+must also be a margin above ``majority``, what naming the most frequent class of the test rows would score.
+``no_evidence_of_worse`` says less: that the interval reaches zero, as it does wherever it is wide.
 
 Cases (and the stock side): ``full``, ``freeze``, ``probe``, ``lora`` (Trainer with dynamic padding and the same layers
 frozen, or PEFT), ``full_grouped`` (``train_sampling_strategy="group_by_length"``), ``freeze_against_full``,
