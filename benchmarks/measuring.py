@@ -43,13 +43,14 @@ class Order:
 
     side: str
     way: str
-    """ours: a strategy; stock: ``full``, ``freeze``, ``probe``, ``lora``, and what of Trainer's is switched on."""
+    """ours: a strategy; stock: ``full``, ``freeze``, ``probe``, ``lora``, and what of Trainer's is switched on; of both
+    ``translation``."""
     case: str
     checkpoint: str
     size: str
     """Random weights of this size (our_side.SIZES) are prepared in place of the checkpoint's; "" for none."""
     rows: str
-    """File of JSON lines: id, text, label, split; for decoding id, text, reference."""
+    """File of JSON lines: id, text, split, and label or, of sentences, reference."""
     output: str
     limit: int
     window: int

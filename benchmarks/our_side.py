@@ -6,6 +6,7 @@ Only the public interface is called, so that what is measured is what the packag
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,12 @@ from measuring import Clock, Order, matmul_rate, plain_record, read_rows, second
 SIZES: dict[str, dict[str, int]] = {
     "bert-base": {},  # the defaults of transformers.BertConfig
     "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128},
+    "marian-base": {
+        **{f"{stack}_layers": 6 for stack in ("encoder", "decoder")},
+        **{f"{stack}_attention_heads": 8 for stack in ("encoder", "decoder")},
+        **{f"{stack}_ffn_dim": 2048 for stack in ("encoder", "decoder")},
+        "d_model": 512,
+    },
 }
 """Random weights, with the tokenizer of the checkpoint: speed does not ask what weights know."""
 
@@ -24,6 +31,8 @@ def prepare(order: Order) -> dict[str, Any]:
     import torch
     import transformers
 
+    if order.case == "translation":
+        return prepare_translation(order)
     checkpoint = order.checkpoint
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     config = transformers.AutoConfig.from_pretrained(checkpoint)
@@ -54,6 +63,57 @@ def prepare(order: Order) -> dict[str, Any]:
     return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": len(stack) * 2 // 3}
 
 
+def prepare_translation(order: Order) -> dict[str, Any]:
+    """``prepare`` of an encoder-decoder (Marian). In ``shape``, all that a mean token, source or target, goes through
+    is spread over the layers of both stacks: keys and values of cross-attention are a matter of source tokens, the
+    output layer one of target tokens, and a target token attends to itself, those before it and the source."""
+    import torch
+    import transformers
+
+    checkpoint = order.checkpoint
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    config = transformers.AutoConfig.from_pretrained(checkpoint)
+    if order.size:
+        checkpoint, config = order.output, type(config).from_dict(config.to_dict() | SIZES[order.size])
+        torch.manual_seed(order.seed)
+        transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+    with torch.device("meta"):
+        body = transformers.AutoModel.from_config(config)
+
+    def weights(*parts: Any) -> int:
+        linear = [m for part in parts for m in part.modules() if isinstance(m, torch.nn.Linear)]
+        return sum(module.weight.numel() for module in linear)
+
+    rows = [row for row in read_rows(order.rows) if row["split"] == "train"]
+    source, target = (
+        np.array([len(ids) for ids in encode(tokenizer, rows, order)[name]], dtype=float)
+        for name in ("input_ids", "labels")
+    )
+    crossed = [layer.encoder_attn for layer in body.decoder.layers]
+    read_of_source = weights(*(part for attention in crossed for part in (attention.k_proj, attention.v_proj)))
+    own = weights(body.decoder) - read_of_source + config.vocab_size * config.d_model
+    layers, tokens = config.encoder_layers + config.decoder_layers, source.sum() + target.sum()
+    seen = config.encoder_layers * source**2 + config.decoder_layers * target * (source + (target + 1) / 2)
+    shape = {
+        "layers": layers,
+        "hidden": config.d_model,
+        "inner": config.encoder_ffn_dim,
+        "layer_weights": (source.sum() * (weights(body.encoder) + read_of_source) + target.sum() * own)
+        / tokens
+        / layers,
+        "mean_length": float((source + target).mean()),
+        "context": float(seen.sum() / tokens / layers),
+    }
+    return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": 0}
+
+
+def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], order: Order) -> Any:
+    """Token ids of source and target, as the documentation of transformers has it."""
+    texts, references = ([row[name] for row in rows] for name in ("text", "reference"))
+    return tokenizer(texts, text_target=references, truncation=True, max_length=order.limit)
+
+
 def draw_head(order: Order) -> dict[str, Any]:
     """A checkpoint with a head drawn from the seed, and the dropout asked for, for both sides to start from alike."""
     import transformers
@@ -61,9 +121,12 @@ def draw_head(order: Order) -> dict[str, Any]:
     from hf_transfer.pretrained import set_dropout
 
     transformers.set_seed(order.seed)
-    names = sorted({row["label"] for row in read_rows(order.rows)})
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(order.checkpoint, **labels)
+    if order.case == "translation":
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(order.checkpoint)
+    else:
+        names = sorted({row["label"] for row in read_rows(order.rows)})
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(order.checkpoint, **labels)
     if order.dropout is not None:
         set_dropout(model.config, order.dropout)
     model.save_pretrained(order.output)
@@ -97,13 +160,47 @@ def our_run(order: Order, strategy: Any, probe_layers: str | None = None) -> Any
     )
 
 
+def our_translation_run(order: Order) -> Any:
+    """``ht.run`` with the settings that stock_trainer.py gives to Seq2SeqTrainer."""
+    import hf_transfer as ht
+
+    precision: Any = order.precision
+    return ht.run(
+        ht.RunConfig(
+            task="translation",
+            data=ht.DataConfig(
+                source=order.rows,
+                id_column="id",
+                source_column="text",
+                target_column="reference",
+                source_lang="en",
+                target_lang="de",
+                max_length=order.limit,
+            ),
+            model=ht.ModelConfig(checkpoint=order.checkpoint),
+            train=ht.TrainConfig(
+                epochs=order.epochs,
+                learning_rate=order.learning_rate,
+                window_size=order.window,
+                precision=precision,
+                label_smoothing=0.0,
+                validation_steps=10**9,
+            ),
+            evaluate=ht.EvaluateConfig(metrics=("bleu",), selection="last", beams=order.beams),
+            output_dir=order.output,
+            overwrite=True,
+            seed=order.seed,
+        )
+    )
+
+
 def train(order: Order) -> dict[str, Any]:
     """``ht.run``, with the clock around it."""
     steps = -(-sum(row["split"] == "train" for row in read_rows(order.rows)) // order.window) * order.epochs
     validated = range(order.validation_steps, steps + 1, order.validation_steps) if order.validation_steps else ()
     peaks = [matmul_rate(order)]
     with Clock(order.device, {order.warm_up_steps, steps, *validated}) as clock:
-        result = our_run(order, order.way)
+        result = our_translation_run(order) if order.case == "translation" else our_run(order, order.way)
     peaks.append(matmul_rate(order))
     logged = read_rows(result.output_dir / "log.jsonl")
     results = json.loads((result.output_dir / "results.json").read_text(encoding="utf-8"))
@@ -143,14 +240,14 @@ def probe_layers(order: Order) -> dict[str, Any]:
 def scored(order: Order, result: Any, results: dict[str, Any]) -> dict[str, Any]:
     """How a run did on the test rows, in the order of the file."""
     scores = {score["metric"]: score["value"] for score in results["scores"]}
+    numbers = {"bleu": scores["bleu"]} if "bleu" in scores else {}
     said = result.predictions
     place = {name: i for i, name in enumerate(said.example_ids.tolist())}
     ids = [row["id"] for row in read_rows(order.rows) if row["split"] == "test"]
     order_of_rows = [place[name] for name in ids]
     return {
         "scoring_seconds_per_example": 1 / results["timing"]["predict_examples_per_second"],
-        "accuracy": scores["accuracy"],
-        "test_loss": scores["log_loss"],
+        **(numbers or {"accuracy": scores["accuracy"], "test_loss": scores["log_loss"]}),
         "ids": ids,
         "predicted": said.predicted[order_of_rows].tolist(),
         "reference": said.reference[order_of_rows].tolist(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from measuring import (
     seconds_at,
     training_record,
 )
+from our_side import encode
 
 NOT_LOGGED = float("nan")
 WARM_UP = 0.1
@@ -52,11 +54,13 @@ def paired_trainer(order: Order, **given: Any) -> Any:
     """A ``Trainer`` with the rates of ours and, unless it groups by length, its windows."""
     from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import SequentialSampler
-    from transformers import Trainer
+    from transformers import Seq2SeqTrainer, Trainer
 
     from hf_transfer.optim import rate_factor
 
-    class PairedTrainer(Trainer):
+    kind: Any = Seq2SeqTrainer if order.case == "translation" else Trainer
+
+    class PairedTrainer(kind):  # type: ignore[misc]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             if order.way.endswith("grouped"):
                 return super()._get_train_sampler(train_dataset)
@@ -76,19 +80,24 @@ def paired_trainer(order: Order, **given: Any) -> Any:
 
 
 class CountingCollator:
-    """``DataCollatorWithPadding``, and what it made of each batch."""
+    """``DataCollatorWithPadding`` (of a ``translator`` ``DataCollatorForSeq2Seq``), and what it made of each batch."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        from transformers import DataCollatorWithPadding
+    def __init__(self, tokenizer: Any, translator: Any = None) -> None:
+        from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-        self.inner = DataCollatorWithPadding(tokenizer)
+        self.inner: Any = DataCollatorWithPadding(tokenizer)
+        if translator is not None:
+            self.inner = DataCollatorForSeq2Seq(tokenizer, model=translator)
         self.batches: list[dict[str, float]] = []
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
         batch = self.inner(rows)
-        mask = batch["attention_mask"]
-        tokens = int(mask.sum())
-        counts = {"examples": len(rows), "tokens": tokens, "padding_tokens": mask.numel() - tokens}
+        masks = [batch["attention_mask"] != 0]
+        if isinstance(rows[0].get("labels"), list):
+            masks.append(batch["labels"] != -100)
+        tokens = sum(int(mask.sum()) for mask in masks)
+        counts = {"examples": len(rows), "tokens": tokens}
+        counts["padding_tokens"] = sum(mask.numel() for mask in masks) - tokens
         self.batches.append({**counts, "loss": NOT_LOGGED})
         return batch
 
@@ -136,6 +145,53 @@ def train(order: Order) -> dict[str, Any]:
     logits = trainer.predict(splits["test"]).predictions
     record["scoring_seconds_per_example"] = (time.perf_counter() - started) / len(splits["test"])
     return record | outputs(order, logits, splits["test"])
+
+
+def translate(order: Order) -> dict[str, Any]:
+    """Seq2SeqTrainer over the train pairs; translations of the test rows, by ``generate`` within it."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+
+    set_seed(order.seed)
+    tokenizer = AutoTokenizer.from_pretrained(order.checkpoint)
+    model = AutoModelForSeq2SeqLM.from_pretrained(order.checkpoint).float()
+    rows = read_rows(order.rows)
+    splits = {}
+    for split in ("train", "test"):
+        tokens = encode(tokenizer, [row for row in rows if row["split"] == split], order)
+        splits[split] = [
+            {name: tokens[name][i] for name in ("input_ids", "attention_mask", "labels")}
+            for i in range(len(tokens["input_ids"]))
+        ]
+    steps = -(-len(splits["train"]) // order.window) * order.epochs
+    collator = CountingCollator(tokenizer, model)
+    settings = arguments(order, loss_stretch(steps))
+    trainer = paired_trainer(
+        order,
+        model=model,
+        args=settings,
+        train_dataset=splits["train"],
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    peaks = [matmul_rate(order)]
+    with Clock(order.device, {order.warm_up_steps, steps}) as clock:
+        clock.start()
+        trainer.train()
+    peaks.append(matmul_rate(order))
+    record = training_record(clock, order, collator.batches, peaks)
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    record["final_loss"] = losses[steps // loss_stretch(steps) * loss_stretch(steps)]
+    started = time.perf_counter()
+    longest = min(2 * order.limit + 20, model.config.max_position_embeddings)
+    written = trainer.predict(splits["test"], max_length=longest, num_beams=order.beams).predictions
+    record["scoring_seconds_per_example"] = (time.perf_counter() - started) / len(splits["test"])
+    written = np.where(written < 0, tokenizer.pad_token_id, written)
+    test = [row for row in rows if row["split"] == "test"]
+    return record | {
+        "ids": [row["id"] for row in test],
+        "predicted": [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)],
+        "reference": [row["reference"] for row in test],
+    }
 
 
 def evaluate(order: Order) -> dict[str, Any]:
@@ -259,9 +315,12 @@ def restricted(model: Any, order: Order) -> Any:
 
 def arguments(order: Order, logging_steps: int) -> Any:
     """Trainer's settings, equal to ours where both have them."""
-    from transformers import TrainingArguments
+    from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-    return TrainingArguments(
+    kind: Any = TrainingArguments
+    if order.case == "translation":
+        kind = partial(Seq2SeqTrainingArguments, predict_with_generate=True)
+    return kind(
         output_dir=order.output,
         per_device_train_batch_size=order.window,
         per_device_eval_batch_size=order.window,

