@@ -22,8 +22,6 @@ FLAT_OVERHEAD_TOKENS = 96
 """The same where padding meets the embeddings alone, and next to nothing is gained by a cut."""
 EMBEDDING_SHARE = 0.01
 """What a token costs that only the embeddings see, relative to one that goes through the layers (benchmarks/LOG.md)."""
-SHORTEST, FAIR_SHARE = 0.9, 0.125
-"""Padding of evenly filled batches is then under a tenth, and about half of that."""
 MOST_PADDED = 8
 """Where layers see real tokens only, padded tokens of a micro-batch may be this many times the budget."""
 
@@ -195,20 +193,22 @@ def sorted_batches(
 ) -> list[np.ndarray]:
     """Row numbers of each batch of an evaluation: all rows sorted by length, filled up to the token budget.
 
-    ``evenly``: where padding costs as much as tokens do, a batch that has ``FAIR_SHARE`` of the budget ends before the
-    first row that is shorter than ``SHORTEST`` of its longest.
+    ``evenly``: where padding costs as much as tokens do, a batch ends where its cost for each real token, padding and
+    ``OVERHEAD_TOKENS`` included, is least. From 200 rows on, that costs up to 1% more than the cheapest cut of all rows
+    together, which takes half a second to find for 5,000 of them (benchmarks/LOG.md).
     """
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
-    falling = -lengths[order]
+    real_before = np.concatenate([[0], np.cumsum(lengths[order])])
     batches = []
     start = 0
     while start < len(order):
-        longest = max(1, -int(falling[start]))
+        longest = max(1, int(lengths[order[start]]))
         size = max(1, tokens_per_batch // longest)
         if evenly:
-            even = int(np.searchsorted(falling, -SHORTEST * longest, side="right")) - start
-            size = min(size, max(1, even, math.ceil(FAIR_SHARE * tokens_per_batch / longest)))
+            real = real_before[start + 1 : start + size + 1] - real_before[start]
+            padded = longest * np.arange(1, len(real) + 1)
+            size = int(((padded + OVERHEAD_TOKENS) / np.maximum(real, 1)).argmin()) + 1
         batches.append(order[start : start + size])
         start += size
     return batches

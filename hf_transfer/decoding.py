@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -12,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from hf_transfer.batching import sorted_batches
 from hf_transfer.eval_mode import in_eval_mode
 from hf_transfer.flattened import flattened
+from hf_transfer.on_device import Room
 
 TOKENS_PER_BATCH = 4096
 """Rows x longest source x beams of one batch, unless told otherwise."""
@@ -40,7 +42,8 @@ def decode(
         model: Any transformers encoder-decoder with a language head, or PEFT's wrapper of one.
         input_ids: One encoded source per row with its special tokens, unpadded, at least one token each.
         forced: First token of each answer (the target language); None where the model's own settings decide.
-        tokens_per_batch: Upper bound of rows x longest source x beams; a source over it travels alone.
+        tokens_per_batch: Upper bound of rows x longest source x beams; a source over it travels alone. Half of it where
+            memory runs out.
         beams: 1 is greedy.
         length_penalty: Exponent of the length that a hypothesis's log-probability is divided by; beams only.
         on_batch: Called after each batch with its number of rows.
@@ -57,30 +60,35 @@ def decode(
     ends = end_tokens(stock)
     own_first = stock.generation_config.forced_bos_token_id
     positions = getattr(stock.config, "max_position_embeddings", None)
+
+    def write(chosen: np.ndarray) -> None:
+        longest = lengths[chosen[0]]
+        rows = torch.full((len(chosen), longest), pad_token_id)
+        mask = torch.zeros_like(rows)
+        for row, which in enumerate(chosen):
+            rows[row, : lengths[which]] = torch.tensor(input_ids[which])
+            mask[row, : lengths[which]] = 1
+        firsts = [own_first if forced[which] is None else forced[which] for which in chosen]
+        limits = [most_new_tokens(lengths[which], positions) for which in chosen]
+        boundaries = ForcedTokens(firsts, limits, ends[0], beams, device)
+        with torch.no_grad(), flattened(model, mask):  # what the encoder pads is thrown away
+            states = stock.get_encoder()(input_ids=rows.to(device), attention_mask=mask.to(device))
+        written = stock.generate(
+            encoder_outputs=states,
+            attention_mask=mask.to(device),
+            logits_processor=LogitsProcessorList([*(logits_processor or ()), boundaries]),
+            max_length=1 + max(limits),  # the start token counts
+            **_settings(stock, beams, length_penalty),
+        )
+        for which, first, tokens in zip(chosen, firsts, written[:, 1:].tolist(), strict=True):
+            answers[which] = _between(tokens, first, ends, pad_token_id)
+        if on_batch is not None:
+            on_batch(len(chosen))
+
+    room = Room()
     with in_eval_mode(model):
         for chosen in sorted_batches(lengths, max(1, tokens_per_batch // beams)):
-            longest = lengths[chosen[0]]
-            rows = torch.full((len(chosen), longest), pad_token_id)
-            mask = torch.zeros_like(rows)
-            for row, which in enumerate(chosen):
-                rows[row, : lengths[which]] = torch.tensor(input_ids[which])
-                mask[row, : lengths[which]] = 1
-            firsts = [own_first if forced[which] is None else forced[which] for which in chosen]
-            limits = [most_new_tokens(lengths[which], positions) for which in chosen]
-            boundaries = ForcedTokens(firsts, limits, ends[0], beams, device)
-            with torch.no_grad(), flattened(model, mask):  # what the encoder pads is thrown away
-                states = stock.get_encoder()(input_ids=rows.to(device), attention_mask=mask.to(device))
-            written = stock.generate(
-                encoder_outputs=states,
-                attention_mask=mask.to(device),
-                logits_processor=LogitsProcessorList([*(logits_processor or ()), boundaries]),
-                max_length=1 + max(limits),  # the start token counts
-                **_settings(stock, beams, length_penalty),
-            )
-            for which, first, tokens in zip(chosen, firsts, written[:, 1:].tolist(), strict=True):
-                answers[which] = _between(tokens, first, ends, pad_token_id)
-            if on_batch is not None:
-                on_batch(len(chosen))
+            room.run(write, chosen, lengths[chosen[0]])
     return answers
 
 

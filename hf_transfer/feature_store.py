@@ -275,6 +275,7 @@ class _RowFile:
             return
         if not lines or lines[0] != json.dumps(FORMAT):
             return
+        believed = 0
         for line in lines[1:]:
             try:
                 digest, offset, size, parts, crc = json.loads(line)
@@ -285,10 +286,11 @@ class _RowFile:
                 break  # the line that was being written, or one that nobody here wrote
             if not whole or offset + size > min(on_disk, self._limit):
                 break
-            self._places[key] = place
+            self._places[key] = place  # of a row that was found damaged and computed anew, the later one
             self.used = offset + size
-        if self._places and len(self._places) < len(lines) - 1:  # lines that are not believed would be read again
-            kept = "\n".join(lines[: len(self._places) + 1]) + "\n"
+            believed += 1
+        if believed and believed < len(lines) - 1:  # lines that are not believed would be read again
+            kept = "\n".join(lines[: believed + 1]) + "\n"
             (self._folder / "rows.jsonl").write_text(kept, encoding="utf-8")
         if self._places:
             self._open()

@@ -52,6 +52,8 @@ class StoredFeatures:
         self._keeps = True
         self.depth = ""
         """What is looked up, in words; "" where everything is computed."""
+        self.layers = 0
+        """Layers of the encoder, or of the only stack, that need not be computed again."""
         self._said: dict[str, list[int]] = {}
         """Examples computed and looked up, by depth."""
         self._unserved = ""
@@ -87,7 +89,7 @@ class StoredFeatures:
         """Give the model its own ``forward`` back."""
         self._pass.close()
         self._undo.close()
-        self.depth = ""
+        self.depth, self.layers = "", 0
 
     def _choose(self, trainable: Sequence[nn.Parameter]) -> None:
         new = {id(p) for p in trainable} - self._trained
@@ -110,6 +112,7 @@ class StoredFeatures:
                 key = f"{self._body_key} {way.name}"
                 self._install(way, key, self._store)
                 self.depth = way.name
+                self.layers = self._adapted.parts.encoder_depth if way.layers is None else way.depth
                 return
         parts = self._adapted.parts
         lowest = (*parts.embeddings, *(p for layer in parts.layer_modules[:1] for p in layer.parameters()))
@@ -150,8 +153,8 @@ class StoredFeatures:
             per_token = {n: t for n, t in others.items() if isinstance(t, torch.Tensor)}
             settings = {n: value for n, value in others.items() if n not in per_token}
             # all that is asked of the device while every row is known
-            host = {name: t.cpu() for name, t in {"input_ids": input_ids, **per_token}.items()}
-            mask = attention_mask.cpu()
+            host = _on_host({"input_ids": input_ids, **per_token, "attention_mask": attention_mask})
+            mask = host.pop("attention_mask")
             if bool((mask[:, 1:] > mask[:, :-1]).any()):  # padding before real tokens, or holes
                 return original(input_ids=input_ids, attention_mask=attention_mask, **others)
             device = input_ids.device
@@ -403,6 +406,14 @@ def _can_be_looked_up(
         return False
     # the processes that share a sharded body gather it together, so that all or none of them must call it
     return not any(hasattr(parameter, "device_mesh") for parameter in part.parameters())
+
+
+def _on_host(tensors: Inputs) -> dict[str, torch.Tensor]:
+    """[batch, length] each, on the host; a GPU is waited for once, where they are of one type."""
+    given = list(tensors.values())
+    if given[0].device.type == "cpu" or len({tensor.dtype for tensor in given}) > 1:
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+    return dict(zip(tensors, torch.stack(given).cpu(), strict=True))
 
 
 def _token_bytes(tensors: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[bytes]:

@@ -22,6 +22,7 @@ from torch import nn
 
 from hf_transfer.batching import sorted_batches
 from hf_transfer.errors import InputError
+from hf_transfer.on_device import Room
 from hf_transfer.records import Batch
 
 HEAD_NAME, SETTINGS_NAME = "layer_probe.safetensors", "layer_probe.json"
@@ -259,15 +260,21 @@ def pooled_states(
 
     Each process computes its part; ``over_processes`` adds up what all of them have, zeros where another one works.
     """
-    batches = sorted_batches(np.asarray(rows["length"]), tokens_per_batch, evenly=True)
+    lengths = np.asarray(rows["length"])
+    batches = sorted_batches(lengths, tokens_per_batch, evenly=True)
     device = next(reader.body.parameters()).device
     reader.body.eval()
     width = reader.body.config.hidden_size
     states = torch.zeros(depth_of(reader.body.config) + 1, len(rows), width)
-    for chosen in batches[process::processes]:
+
+    def forward(chosen: np.ndarray) -> None:
         inputs = {name: tensor.to(device) for name, tensor in make_batch(rows[chosen]).inputs.items()}
-        with torch.no_grad():
-            states[:, torch.from_numpy(chosen)] = torch.stack(reader.read(inputs)).cpu()
+        states[:, torch.from_numpy(chosen)] = torch.stack(reader.read(inputs)).cpu()
+
+    room = Room()
+    with torch.no_grad():
+        for chosen in batches[process::processes]:
+            room.run(forward, chosen, int(lengths[chosen[0]]))
     return over_processes(states).numpy()
 
 

@@ -19,6 +19,7 @@ from hf_transfer.batching import sorted_batches
 from hf_transfer.config import ModelConfig
 from hf_transfer.errors import InputError
 from hf_transfer.layers import SETTINGS_NAME, open_probe
+from hf_transfer.on_device import Room
 from hf_transfer.onnx_engine import OnnxEngine, is_onnx_export
 from hf_transfer.records import LabelSpace, Pretrained
 
@@ -98,11 +99,14 @@ class LoadedModel:
         _fill_empty(encoded, self.tokenizer)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         batches = sorted_batches(lengths, tokens_per_batch, evenly=self._pads())
-        kept = []
-        for chosen in batches:
+
+        def forward(chosen: np.ndarray) -> np.ndarray:
             columns = {name: [values[i] for i in chosen] for name, values in encoded.items()}
             inputs = self.tokenizer.pad(columns, padding_side="right", return_attention_mask=True, return_tensors="pt")
-            kept.append(read(self._outputs(inputs), self.labels).cpu().numpy())
+            return read(self._outputs(inputs), self.labels).cpu().numpy()
+
+        room = Room()
+        kept = [part for rows in batches for _, part in room.run(forward, rows, lengths[rows[0]])]
         return np.concatenate(kept)[np.argsort(np.concatenate(batches), kind="stable")]
 
 

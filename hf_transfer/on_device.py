@@ -1,4 +1,4 @@
-"""Floor 1: from the host to the device without waiting for the device, and the most memory that was held there.
+"""Floor 1: from the host to the device without waiting for the device, what has room there, and the most that was held.
 
 A plain copy to a GPU waits until everything that was asked of the GPU before is done, and while it waits nothing new is
 asked. From pinned (page-locked) memory the copy is one more item in the GPU's queue; torch keeps the pinned memory
@@ -11,11 +11,18 @@ it begins, for the ids that they are looked up by.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 
+from hf_transfer.errors import RunError
 from hf_transfer.records import Batch
+
+Made = TypeVar("Made")
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -43,6 +50,49 @@ NO_ROOM = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_F
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether ``error`` says that memory ran out, so that less at once may have room."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM)
+
+
+class Room:
+    """How much of a pass that learns nothing has room at once: where memory runs out, rows go in halves, and as few at
+    once from then on. What each row gets is the same."""
+
+    def __init__(self) -> None:
+        self._most = math.inf
+
+    def run(self, call: Callable[[np.ndarray], Made], rows: np.ndarray, tokens: int) -> list[tuple[np.ndarray, Made]]:
+        """``call`` of ``rows``, or of pieces of them one after the other: each piece and what was made of it, in order.
+
+        Args:
+            rows: [rows] numbers of rows that are padded to ``tokens`` each.
+
+        Raises:
+            RunError: a single row has no room.
+        """
+        left, found = [rows], []
+        while left:
+            piece = left.pop()
+            if len(piece) > 1 and len(piece) * tokens > self._most:
+                half = len(piece) // 2
+                left += [piece[half:], piece[:half]]
+                continue
+            has_room = True
+            try:
+                found.append((piece, call(piece)))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(piece) == 1:
+                    raise RunError(
+                        f"out of memory with one text of {tokens} tokens alone: shorten it (--data.max_length), or "
+                        f"take a smaller checkpoint ({error})."
+                    ) from error
+                has_room = False
+            if not has_room:  # not within `except`: the traceback would hold on to what was computed
+                self._most = len(piece) * tokens / 2
+                left.append(piece)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        return found
 
 
 _peaks: dict[torch.device, int] = {}  # most bytes held before the GPU's own count began anew

@@ -15,7 +15,7 @@ from hf_transfer.batching import padding_fraction, sorted_batches
 from hf_transfer.config import EvaluateConfig
 from hf_transfer.eval_mode import in_eval_mode
 from hf_transfer.flattened import find_stacks, flattened, real_tokens
-from hf_transfer.on_device import send
+from hf_transfer.on_device import Room, send
 from hf_transfer.records import Predictions
 from hf_transfer.tasks import TaskFunctions
 
@@ -32,7 +32,8 @@ def predict(
     Rows are sorted by length over the whole set, so that batches hold little padding, and dealt out among processes;
     the result is in the order of ``rows`` on every process. Of each forward pass only what the task's ``read_outputs``
     keeps stays in memory: [examples, classes] fp32. No rows give no predictions. Where a prediction takes more than a
-    forward pass (``functions.translate``), each process translates its part of the rows.
+    forward pass (``functions.translate``), each process translates its part of the rows. A batch that has no room in
+    memory goes in pieces, unless processes share the parameters.
     """
     if not len(rows):
         nothing = np.zeros(0)
@@ -45,24 +46,33 @@ def predict(
         return _in_order(rows, gather_object([(share, translated)]), functions)
     batches = batches_to_score(model, lengths, tokens_per_batch)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    # all processes make the same number of forward passes, because sharded models talk during each of them
-    passes = -(-len(batches) // accelerator.num_processes)
     module = accelerator.unwrap_model(model)  # DDP's wrapper would sync buffers; the autocast wrapper stays
-    positions, kept = [], []
-    outputs: torch.Tensor | None = None
+    positions: list[np.ndarray] = []
+    waiting: list[torch.Tensor] = []  # outputs of the pass before, at which a GPU is at work meanwhile
+    kept: list[torch.Tensor] = []
+
+    def forward(chosen: np.ndarray) -> None:
+        batch = functions.make_batch(rows[chosen])
+        inputs = {name: send(tensor, accelerator.device) for name, tensor in batch.inputs.items()}
+        kept.extend(outputs.cpu() for outputs in waiting)
+        waiting.clear()
+        with flattened(module, *real_tokens(batch)):
+            waiting.append(functions.read_outputs(module(**inputs)))
+        positions.append(chosen)
+
+    is_sharded = getattr(accelerator, "is_fsdp2", False)
+    room = Room()
     with torch.no_grad(), in_eval_mode(module):
-        for turn in range(passes):
-            chosen = mine[turn] if turn < len(mine) else batches[0]
-            batch = functions.make_batch(rows[chosen])
-            inputs = {name: send(tensor, accelerator.device) for name, tensor in batch.inputs.items()}
-            if outputs is not None:  # a GPU was at work on them while the next batch was made
-                kept.append(outputs.cpu())
-            with flattened(module, *real_tokens(batch)):
-                outputs = functions.read_outputs(module(**inputs))
-            positions.append(chosen)
-        if outputs is not None:
-            kept.append(outputs.cpu())
-    positions, kept = positions[: len(mine)], kept[: len(mine)]
+        for chosen in mine:
+            if is_sharded:
+                forward(chosen)
+            else:
+                room.run(forward, chosen, int(lengths[chosen].max()))
+        kept.extend(outputs.cpu() for outputs in waiting)
+        waiting.clear()
+        if is_sharded and len(mine) * accelerator.num_processes < len(batches):
+            forward(batches[0])  # sharded models talk during each forward pass, so that all processes make equally many
+            positions.pop()
     for m in module.modules():
         # FSDP2 keeps the outermost parameters whole after a forward pass; what is written to them would be lost
         if hasattr(m, "reshard"):

@@ -170,7 +170,10 @@ def cost_of_pass(run: Rehearsal) -> StageCost:
     layers its head."""
     model = run.adapted.model.eval()
     model.requires_grad_(False)
-    pieces = sorted_batches(run.source + run.target, TOKENS_PER_DATASTORE_BATCH)
+    if isinstance(model, LayerProbe):
+        pieces = sorted_batches(run.source, run.config.evaluate.tokens_per_batch, evenly=True)
+    else:
+        pieces = sorted_batches(run.source + run.target, TOKENS_PER_DATASTORE_BATCH)
     shapes = shapes_of(pieces, run.source, run.target)
     with torch.no_grad():
         seen = watch(run)

@@ -12,6 +12,7 @@ import torch
 
 from hf_transfer.before_training import activation_checkpointing
 from hf_transfer.cost import operations, shapes_of
+from hf_transfer.dropout import quick_dropout
 from hf_transfer.flattened import flattened, real_tokens
 from hf_transfer.on_device import send_batch
 from hf_transfer.rehearsal import Rehearsal, StageCost, mark
@@ -94,7 +95,7 @@ def _run_one(run: Rehearsal, stage: StageCost, rows: np.ndarray) -> float:
     sent = send_batch(batch, run.device)
     _wait(run.device)
     started = time.perf_counter()
-    with torch.set_grad_enabled(bool(stage.trained)), flattened(model, *real_tokens(batch)):
+    with torch.set_grad_enabled(bool(stage.trained)), flattened(model, *real_tokens(batch)), quick_dropout(run.device):
         with run.autocast():
             outputs = model(**sent.inputs)
             loss = functions.loss_function(outputs, sent).loss_sum if stage.trained else None

@@ -9,15 +9,17 @@ stretch has put into it stays when the next one, whose states are others, begins
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from hf_transfer.adapt import Stage
 from hf_transfer.cost import SOURCE_LENGTH, Shapes, Trace, frozen_prefix, operations, shapes_of, without_prefix
 from hf_transfer.feature_store import FeatureStore, memory_limit
-from hf_transfer.features import stored_features
+from hf_transfer.features import StoredFeatures, stored_features
 from hf_transfer.output_layer import output_layer
 from hf_transfer.rehearsal import Rehearsal, StageCost, example, mark, watch
 
@@ -134,17 +136,19 @@ def _stretches(stages: Sequence[StageCost]) -> Iterator[_Stretch]:
 
 
 def _kept(run: Rehearsal, stretch: _Stretch) -> _Kept | None:
+    """What the store of the run would: it is asked, with the first train examples."""
     parts = run.adapted.parts
     if not stretch.trained:
         return None  # one pass is all that there is
-    prefix = frozen_prefix(parts.layers, parts.embeddings, set(stretch.trained))
-    if not prefix:
+    if not frozen_prefix(parts.layers, parts.embeddings, set(stretch.trained)):
+        return None
+    with _store_of(run, stretch, FeatureStore()) as features:
+        depth, layers = features.depth, features.layers
+    if not depth:
         return None
     everything = shapes_of([np.array([i]) for i in range(len(run.source))], run.source, run.target)
-    body = _whole_body(run, stretch, everything) if prefix == len(parts.layers) else None
-    if body is not None:
-        return body
-    layers = min(prefix, parts.encoder_depth)
+    if depth.startswith("the body"):
+        return _whole_body(run, stretch, everything)
     first = stretch.stages[0].trace
     width = first.widths.get(layers, first.widths[layers - 1])
     return _Kept(
@@ -156,17 +160,23 @@ def _kept(run: Rehearsal, stretch: _Stretch) -> _Kept | None:
     )
 
 
-def _whole_body(run: Rehearsal, stretch: _Stretch, everything: Shapes) -> _Kept | None:
-    """Of a body in which nothing has learnt: what the head reads of it; None where stored outputs do not serve."""
+@contextmanager
+def _store_of(run: Rehearsal, stretch: _Stretch, store: FeatureStore) -> Iterator[StoredFeatures]:
+    """What answers for the frozen part from ``store`` while ``stretch`` is trained."""
     trial = run.functions.make_batch(run.encoded.train[: min(2, len(run.source))])
+    trained = tuple(p for p in run.adapted.model.parameters() if id(p) in stretch.trained)
+    with stored_features(run.adapted, "plan", store, trial.inputs) as features:
+        features.begin(Stage(stretch.name, trained))
+        yield features
+
+
+def _whole_body(run: Rehearsal, stretch: _Stretch, everything: Shapes) -> _Kept:
+    """Of a body in which nothing has learnt: what the head reads of it."""
     sizes = []
     heads: list[Trace] = []
     for length in (SOURCE_LENGTH, 2 * SOURCE_LENGTH):
         store = FeatureStore()
-        with stored_features(run.adapted, "plan", store, trial.inputs) as features:
-            features.begin(stretch.stages[0].plan.stage)
-            if not features.depth.startswith("the body"):
-                return None
+        with _store_of(run, stretch, store):
             with torch.no_grad():
                 run.adapted.model(**example(run, length))
             sizes.append(store.bytes)

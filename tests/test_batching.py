@@ -214,6 +214,9 @@ def test_padding_of_batches_is_what_their_rows_are_short_of_the_longest():
     drawn = np.random.default_rng(0).integers(1, 300, 500)
     filled, even = sorted_batches(drawn, 8192), sorted_batches(drawn, 8192, evenly=True)
     assert padding_fraction(drawn, even) < 0.05 < padding_fraction(drawn, filled)
+    short = np.random.default_rng(1).integers(4, 40, 200)
+    assert padding_fraction(short, sorted_batches(short, 16_384, evenly=True)) < 0.08
+    assert len(sorted_batches(np.full(300, 7), 8192, evenly=True)) == 1, "equal rows are not cut"
     for batches in (filled, even):
         assert sorted(np.concatenate(batches)) == list(range(500))
         assert all(len(batch) * drawn[batch].max() <= 8192 for batch in batches)

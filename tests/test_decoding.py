@@ -75,6 +75,23 @@ def test_neither_budget_nor_neighbours_change_an_answer(opened: dict[str, tuple[
     assert all(len(answer) < limit for answer, limit in zip(alone, limits, strict=True))
 
 
+def test_sources_that_have_no_room_together_are_written_in_pieces(opened: dict[str, tuple[Any, Any]]) -> None:
+    model, tokenizer = opened["marian"]
+    sources = tokenizer(SOURCES)["input_ids"]
+    wanted = decode(model, sources, [None] * len(sources), tokenizer.pad_token_id, 10**6, 2)
+    seen, counted = [], []
+
+    def no_more_room(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append(len(kwargs["input_ids"]))
+        if seen[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with model.get_encoder().register_forward_pre_hook(no_more_room, with_kwargs=True):
+        found = decode(model, sources, [None] * len(sources), tokenizer.pad_token_id, 10**6, 2, on_batch=counted.append)
+    assert found == wanted
+    assert sum(counted) == len(sources) == seen[0] and max(counted) <= 2
+
+
 def test_the_model_and_its_settings_are_left_as_they_were_and_nothing_is_said(
     opened: dict[str, tuple[Any, Any]], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

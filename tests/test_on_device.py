@@ -15,6 +15,8 @@ from toy import encoded_rows
 
 from hf_transfer.batching import cut_window
 from hf_transfer.config import ModelConfig, RunConfig, TrainConfig
+from hf_transfer.errors import RunError
+from hf_transfer.on_device import Room
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
 from hf_transfer.records import LabelSpace
 from hf_transfer.tasks import TASKS
@@ -30,6 +32,39 @@ def no_autocast_on_meta(monkeypatch):
     """The meta device knows no autocast, and is asked for it by the loss of translation and by T5."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+
+
+@pytest.mark.parametrize(("rows", "tokens", "room"), [(1, 7, 7), (8, 10, 80), (8, 10, 79), (13, 10, 25), (9, 3, 3)])
+def test_rows_go_in_pieces_that_have_room_each_once_and_in_their_order(rows, tokens, room):
+    tried = []
+
+    def call(piece):
+        tried.append(len(piece))
+        if len(piece) * tokens > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return piece.tolist()
+
+    device, numbers = Room(), np.arange(rows) + 5
+    found = device.run(call, numbers, tokens)
+    assert [n for piece, _ in found for n in piece] == numbers.tolist()
+    assert all(made == piece.tolist() for piece, made in found)
+    assert (len(found) == 1) == (rows * tokens <= room)
+    tried.clear()
+    device.run(call, numbers, tokens)
+    assert all(count * tokens <= room for count in tried), "what had no room once is not tried again"
+
+
+def test_one_row_without_room_and_other_errors_are_told():
+    def call(piece):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def other(piece):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RunError, match=r"one text of 40 tokens alone: .*--data\.max_length.*Tried to allocate"):
+        Room().run(call, np.arange(4), 40)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        Room().run(other, np.arange(4), 40)
 
 
 def on(device):

@@ -145,6 +145,7 @@ def test_an_update_is_bias_corrected_adamw():
     start, gradients = torch.randn(3, 4), torch.randn(5, 3, 4)
     parameter, plain = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     ours = build_optimizer([{"name": "x", "params": [parameter], "peak_lr": 0.03, "weight_decay": 0.1}], train)
+    assert all(group["fused"] for group in ours.param_groups)
     reference = torch.optim.AdamW([plain], lr=0.03, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, fused=False)
     weight, first, second = start.double(), torch.zeros(3, 4).double(), torch.zeros(3, 4).double()
     for step, gradient in enumerate(gradients, start=1):

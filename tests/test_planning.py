@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import write_reviews
 
 import hf_transfer as ht
-from hf_transfer import cli, planning, rehearsal, speed, store_cost
+from hf_transfer import cli, dropout, planning, rehearsal, speed, store_cost
 from hf_transfer.batching import cut_window, window_indices
 from hf_transfer.before_training import activation_checkpointing
 from hf_transfer.cost import activation_bytes, frozen_prefix, shapes_of, with_checkpointing
 from hf_transfer.feature_store import FeatureStore
 from hf_transfer.features import stored_features
 from hf_transfer.flattened import flattened, real_tokens
+from hf_transfer.layers import make_reader, pooled_states
 from hf_transfer.report import read_results
 from hf_transfer.report.plan_console import format_operations, print_plan
 from hf_transfer.schedule import plan_stages
@@ -265,6 +266,30 @@ def test_a_run_with_its_store_computes_what_was_planned(
     assert cache["bytes"] == sum(row["bytes"] for row in cache["stages"])
 
 
+@pytest.mark.parametrize(
+    ("architecture", "freeze", "layers"), [("t5", "1", []), ("albert", "1", []), ("gpt2", "2", [1]), ("bert", "1", [1])]
+)
+def test_no_state_is_planned_that_the_run_does_not_look_up(architecture, freeze, layers, source, checkpoints, tmp_path):
+    """T5's layers share a bias, ALBERT's are one layer gone through twice, and GPT-2's last norm learns."""
+    config = config_for(source, checkpoints(architecture), tmp_path, "freeze", {"freeze": freeze}, {"epochs": 3})
+    run, cache = rehearsal.rehearse(config), ht.plan(config)["cache"]
+    with stored_features(
+        run.adapted, "asked", FeatureStore(), run.functions.make_batch(run.encoded.train[:2]).inputs
+    ) as features:
+        features.begin(run.adapted.stages[0])
+        assert ([features.layers] if features.depth else []) == layers
+    assert [row["layers"] for row in cache["stages"]] == layers
+    assert (cache["operations_with"] < cache["operations_without"]) == bool(layers)
+
+
+def test_the_speed_of_a_plan_is_that_of_the_runs_own_dropout(source, checkpoints, tmp_path, monkeypatch):
+    drawn = []
+    own = dropout.keep_noise
+    monkeypatch.setattr(dropout, "keep_noise", lambda *given: drawn.append(given) or own(*given))
+    ht.plan(config_for(source, checkpoints("bert"), tmp_path))
+    assert drawn
+
+
 def test_a_prefix_ends_at_the_first_layer_that_learns():
     embeddings, *layers = ([torch.nn.Parameter(torch.zeros(1))] for _ in range(4))
     ids = [id(layer[0]) for layer in layers]
@@ -298,6 +323,9 @@ def test_the_run_has_the_parameters_steps_and_tokens_that_were_planned(
     assert (timing["steps"], timing["examples"]) == (steps["steps"], steps["examples"])
     assert timing["tokens"] == steps["tokens"]
     assert results["data"]["examples"]["train"] == plan["data"]["train_examples"]
+    assert [note for note in results["notes"] if "runs padded" in note] == (
+        [f"{plan['data']['why_padded']}"] if name == "mpnet" else []
+    )
     if name == "mpnet":  # its layers see padding
         assert plan["data"]["path"] == "padded" and "mpnet" in plan["data"]["why_padded"]
         assert timing["padding_tokens"] == steps["padding_tokens"] > 0
@@ -423,10 +451,9 @@ def test_a_probe_on_layers_plans_one_pass_through_its_body(layers, source, check
     config = config_for(source, checkpoints("bert"), tmp_path, "probe", {"probe_layers": layers})
     plan = ht.plan(config)
     run = rehearsal.rehearse(config)
-    counter, pieces = FlopCounterMode(display=False), rehearsal.cost_of_pass(run).pieces
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
-        for piece in pieces:
-            run.adapted.model.body(**run.functions.make_batch(run.encoded.train[piece]).inputs)
+    counter, reader = FlopCounterMode(display=False), make_reader(run.adapted.model.body)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        pooled_states(reader, run.encoded.train, run.functions.make_batch, config.evaluate.tokens_per_batch)
     assert plan["operations"]["total"] == plan["operations"]["forward"] == counter.get_total_flops() > 0
     assert (plan["steps"]["steps"], plan["cache"]["stages"]) == (0, [])
     assert plan["time"]["seconds"] > 0

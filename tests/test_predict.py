@@ -67,6 +67,25 @@ def test_predictions_stand_in_the_order_of_the_rows_and_equal_a_forward_of_each_
     assert found.reference.tolist() == rows["labels"][:]
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_batch_that_has_no_room_goes_in_pieces_with_the_same_predictions(checkpoint, most):
+    """As many rows at once have room, whatever their length."""
+    model, rows, functions = open_with_rows(checkpoint, 11)
+    wanted = everything_about(predict(model, rows, functions, Accelerator(), 10_000))
+    seen = []
+
+    def no_more_room(module, args, kwargs):
+        seen.append(len(kwargs["input_ids"]))
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with model.register_forward_pre_hook(no_more_room, with_kwargs=True):
+        found = everything_about(predict(model, rows, functions, Accelerator(), 10_000))
+    np.testing.assert_allclose(found.pop("probabilities"), wanted.pop("probabilities"), atol=1e-6)
+    assert found == wanted
+    assert seen[0] == 11 and max(seen[-3:]) <= most
+
+
 def test_texts_are_written_in_the_precision_of_training(checkpoint):
     model, rows, functions = open_with_rows(checkpoint, 3)
     entered = []

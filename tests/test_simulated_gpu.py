@@ -98,7 +98,9 @@ def test_a_run_on_a_gpu_ends_as_one_on_the_cpu_and_waits_for_two_numbers_a_windo
     assert counts["attention"]["sdpa"] > 0
     inside = {place.partition(": ")[2]: n for place, n in counts["waits"].items() if place.startswith("in a window: ")}
     assert inside.pop("read, train.py", 0) == 2 * len(losses)  # loss and norm of the gradient
-    assert set(inside) <= ({"to the host, features.py"} if case in STORED else set())
+    # once for the ids of a micro-batch, and once for what is computed of those that are new
+    assert inside.pop("to the host, features.py", 0) <= (2 * len(losses) if case in STORED else 0)
+    assert not inside
 
 
 def test_half_precision_goes_through_flash_attention_over_the_long_row(library, checkpoints, tmp_path):
