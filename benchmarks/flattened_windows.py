@@ -1,23 +1,21 @@
 """What it saves to leave padding out of the layers (hf_transfer/flattened.py).
 
-    python benchmarks/flattened_windows.py [--repeats 5] [--limits 64 256 512] [--dropout 0]
+    python benchmarks/flattened_windows.py [--repeats 5] [--limits 64 256 512] [--dropout 0] [--output FILE.json]
 
 Draws windows of examples with log-normal lengths, as reviews have them, cut off at each limit, and times forward and
 backward of a BERT of random weights (6 layers, d = 384, as MiniLM) over the same windows in three ways, by turns:
 padded whole, cut into micro-batches by length (hf_transfer/batching.py), and flattened. Also the embeddings alone: what
-they cost per padded token is what a flattened window still pays for padding. Prints JSON lines: how they were made,
-then one for each limit.
+they cost per padded token is what a flattened window still pays for padding. Prints one JSON.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import transformers
-from measuring import made_by
+from measuring import made_by, tell
 
 from hf_transfer.batching import cut_window
 from hf_transfer.flattened import flattened
@@ -34,8 +32,9 @@ def main() -> None:
     parser.add_argument("--limits", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--window", type=int, default=WINDOW)
+    parser.add_argument("--output", help="also write the JSON to this file")
     options = parser.parse_args()
-    print(json.dumps({"made_by": made_by(torch.get_num_threads())}), flush=True)
+    made, records = made_by(torch.get_num_threads()), []
     torch.manual_seed(0)
     config = transformers.BertConfig(
         hidden_size=384,
@@ -79,7 +78,8 @@ def main() -> None:
             "window": options.window,
             "repeats": options.repeats,
         }
-        print(json.dumps(record), flush=True)
+        records.append(record)
+    tell({"benchmark": "flattened_windows", "limits": records, "made_by": made}, options.output)
 
 
 def learn(model: torch.nn.Module, pieces: list[np.ndarray], flat: bool) -> None:

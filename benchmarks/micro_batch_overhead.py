@@ -1,18 +1,17 @@
 """What a micro-batch costs beside its tokens: the constant ``OVERHEAD_TOKENS`` of hf_transfer/batching.py.
 
-    python benchmarks/micro_batch_overhead.py [--repeats 9]
+    python benchmarks/micro_batch_overhead.py [--repeats 9] [--output FILE.json]
 
 Times forward and backward of MiniLM on batches of one length and several sizes, in turns, and fits
-seconds = overhead + tokens x rate to the medians; prints one JSON line with the overhead in tokens and its spread.
+seconds = overhead + tokens x rate to the medians; prints one JSON with the overhead in tokens and its spread.
 """
 
 import argparse
-import json
 import time
 
 import numpy as np
 import torch
-from measuring import made_by
+from measuring import made_by, tell
 
 from hf_transfer.config import ModelConfig
 from hf_transfer.pretrained import find_checkpoint, load_pretrained
@@ -25,7 +24,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--output", help="also write the JSON to this file")
+    given = parser.parse_args()
+    repeats, made = given.repeats, made_by(torch.get_num_threads())
     config = ModelConfig()
     head = {"num_labels": 2}
     model = load_pretrained(
@@ -48,9 +49,9 @@ def main() -> None:
         "overhead_tokens_quartiles": [round(float(q), 1) for q in np.percentile(overheads, [25, 75])],
         "milliseconds_per_token": round(slope * 1e3, 4),
         "repeats": repeats,
-        "made_by": made_by(torch.get_num_threads()),
+        "made_by": made,
     }
-    print(json.dumps(record))
+    tell({"benchmark": "micro_batch_overhead"} | record, given.output)
 
 
 if __name__ == "__main__":
