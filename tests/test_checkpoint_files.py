@@ -244,6 +244,7 @@ print("SAID", json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_checkpoint_of_the_hub_is_found_before_it_is_fetched(checkpoint, tmp_path):
     folders = one_good_and_others_bad(checkpoint, tmp_path)
     wanted = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}

@@ -144,6 +144,7 @@ def our_lines(ran: subprocess.CompletedProcess) -> list[str]:
     return [line for line in ran.stderr.splitlines() if line.startswith(("hf-transfer", "  - "))]
 
 
+@pytest.mark.slow
 def test_two_processes_under_torchrun_say_once_what_is_wrong(root, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ["PYTHONPATH"]]))
     words = ["--data.train_domains", "nowhere", "--output_dir", str(tmp_path / "out")]
@@ -157,6 +158,7 @@ def test_two_processes_under_torchrun_say_once_what_is_wrong(root, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_slow_first_process_is_not_silenced_by_a_quicker_one(root, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ["PYTHONPATH"]]))
     script = tmp_path / "script.py"

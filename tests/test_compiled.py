@@ -45,13 +45,8 @@ def layers_of(model):
 LENGTHS = ((1, 33, 7, 7, 3, 12), (5, 5, 9), (2, 1, 40), (6, 4), (11, 3, 3, 8), (3, 17), (20, 2, 2, 2, 2), (9, 8, 7))
 
 
-IN_THE_UNIT_TIER = ("bert",)
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [name if name in IN_THE_UNIT_TIER else pytest.param(name, marks=pytest.mark.slow) for name in (*SERVED, *PADDED)],
-)
+@pytest.mark.slow  # test_a_course_of_training_is_the_same compiles layers with every change
+@pytest.mark.parametrize("architecture", (*SERVED, *PADDED))
 def test_every_architecture_learns_the_same_and_is_compiled_once_for_all_shapes(architecture):
     plain = copy.deepcopy(in_double_precision(architecture)).train()
     for module in plain.modules():

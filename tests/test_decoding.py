@@ -46,8 +46,12 @@ def stock(model: Any, source: list[int], first: int | None, beams: int, **settin
     return [token for token in written if token != own.pad_token_id]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+GREEDY = [
+    pytest.param(family, 1, marks=() if family in ("marian", "mbart-50") else pytest.mark.slow) for family in FAMILIES
+]
+
+
+@pytest.mark.parametrize(("family", "beams"), [*GREEDY, *((family, 3) for family in FAMILIES)])
 def test_batches_give_what_stock_generate_gives_for_each_source_alone(
     opened: dict[str, tuple[Any, Any]], family: str, beams: int
 ) -> None:

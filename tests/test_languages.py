@@ -401,6 +401,7 @@ print(json.dumps(outputs))
 """
 
 
+@pytest.mark.slow
 def test_saved_checkpoints_give_the_same_tokens_in_a_fresh_process_without_this_package(opened, tmp_path):
     texts = [text for text in TEXTS if text]
     here, work = {}, {}

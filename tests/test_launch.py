@@ -352,7 +352,7 @@ def test_all_end_within_a_minute_of_one_that_goes_when_all_have_arrived():
     assert longest < 60 <= launch.LONGEST_HANDSHAKE.total_seconds() < launch.LONGEST_ARRIVAL.total_seconds()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_one_that_goes_when_all_watch_each_other_is_named_at_once(port, rank):
     """The other waits for a connection that never comes, and cannot be woken."""
     gone = start_to_join(rank, port, "launch.PartialState = lambda **_: os._exit(9)")
@@ -361,7 +361,7 @@ def test_one_that_goes_when_all_watch_each_other_is_named_at_once(port, rank):
     assert last_words(left).startswith(f"hf-transfer: the run failed: process {rank} of 2 (on {socket.gethostname()}, ")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_that_goes_before_they_watch_each_other_is_missed_before_long(port, rank):
     gone = start_to_join(rank, port, "launch.watch.start = lambda *_: os._exit(9)")
     left = start_to_join(1 - rank, port, "launch.LONGEST_MEETING = timedelta(seconds=2)")

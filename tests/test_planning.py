@@ -135,7 +135,7 @@ CLASSIFIERS = [
 ]
 
 
-IN_THE_UNIT_TIER = (1, 2, 4, 7, 9, 11, 12, 13)
+IN_THE_UNIT_TIER = (1, 2, 4, 7, 9, 12, 13)
 EACH = [
     row if i in IN_THE_UNIT_TIER else pytest.param(*row, marks=pytest.mark.slow) for i, row in enumerate(CLASSIFIERS)
 ]
@@ -156,6 +156,7 @@ def test_operations_of_a_classifier_are_those_that_torch_counts(
     assert sum(part["forward"] + part["backward"] for part in found["parts"]) == pytest.approx(found["total"])
 
 
+@pytest.mark.slow
 def test_operations_of_dora_and_deberta_are_close_to_what_torch_counts(source, checkpoints, tmp_path):
     """Both multiply matrices once for each micro-batch, whatever is in it; DeBERTa's tables grow with its length."""
     for name, strategy, adapt in (
@@ -248,8 +249,14 @@ STAGED = [
 ]
 
 
+STAGED_IN_THE_UNIT_TIER = (0, 1, 4, 5, 6)
+EACH_STAGED = [
+    row if i in STAGED_IN_THE_UNIT_TIER else pytest.param(*row, marks=pytest.mark.slow) for i, row in enumerate(STAGED)
+]
+
+
 @pytest.mark.parametrize(
-    ("architecture", "strategy", "adapt", "names"), STAGED, ids=lambda v: v if isinstance(v, str) else None
+    ("architecture", "strategy", "adapt", "names"), EACH_STAGED, ids=lambda v: v if isinstance(v, str) else None
 )
 def test_a_run_with_its_store_computes_what_was_planned(
     architecture, strategy, adapt, names, source, checkpoints, tmp_path

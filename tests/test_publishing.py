@@ -287,7 +287,7 @@ def test_what_the_hub_holds_afterwards_is_compared(hub, run):
 
 # ---- faults ----------------------------------------------------------------------------------------------------
 
-KINDS = ("lost", 409, 500, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("drop", "cut", 429, 503)))
+KINDS = ("lost", 500, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("drop", "cut", 409, 429, 503)))
 
 
 def number_of_requests(run, **options):
@@ -320,7 +320,7 @@ def test_a_fault_at_any_request_is_overcome(hub, run, kind):
         assert_never_in_parts(hub)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("drop", marks=pytest.mark.slow), "lost", 500])
+@pytest.mark.parametrize("kind", ["lost", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("drop", 500))])
 def test_a_pull_request_is_opened_once_whatever_fails(hub, run, kind):
     for spoilt in range(number_of_requests(run, create_pr=True)):
         hub.repositories.clear(), hub.large.clear(), hub.seen.clear()

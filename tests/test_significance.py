@@ -522,11 +522,13 @@ def covered(seeds_a: int, seeds_b: int, apart: float, simulations: int, confiden
     return held / simulations
 
 
+@pytest.mark.slow
 def test_intervals_of_one_seed_cover_the_true_difference_in_93_to_97_percent():
     assert 0.93 <= covered(1, 1, 0.0, 700) <= 0.97
     assert 0.77 <= covered(1, 1, 0.0, 300, confidence=0.8) <= 0.83, "the level must change the coverage"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds_a", "seeds_b", "apart", "simulations", "most"),
     [
@@ -541,6 +543,7 @@ def test_intervals_over_seeds_and_examples_cover_the_true_difference(seeds_a, se
     assert 0.93 <= covered(seeds_a, seeds_b, apart, simulations) <= most
 
 
+@pytest.mark.slow
 def test_an_interval_over_three_seeds_covers_the_true_score_in_93_to_97_percent():
     rng, held = np.random.default_rng(2), 0
     truth = true_accuracy(1.5, 0.15)
@@ -551,6 +554,7 @@ def test_an_interval_over_three_seeds_covers_the_true_score_in_93_to_97_percent(
     assert 0.93 <= held / 500 <= 0.97
 
 
+@pytest.mark.slow
 def test_intervals_of_means_over_domains_cover_the_true_difference():
     rng, held = np.random.default_rng(3), 0
     margins = {"books": (1.5, 1.2), "kitchen": (0.8, 0.9)}
@@ -570,6 +574,7 @@ def test_intervals_of_means_over_domains_cover_the_true_difference():
     assert 0.93 <= held / 200 <= 0.98
 
 
+@pytest.mark.slow
 def test_equal_models_are_told_apart_in_3_to_7_percent_of_comparisons():
     """McNemar's test in fewer: its p-values are discrete, and 0.05 is between two of them."""
     rng, simulations = np.random.default_rng(5), 400

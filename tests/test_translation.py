@@ -233,7 +233,11 @@ def test_interpolation_takes_what_is_given_and_the_middle_without_general_text()
     assert choose_interpolation(model, {"value": torch.tensor([0.0])}, plain, True, lambda m: 1.0, None).alpha == 0.5
 
 
-@pytest.mark.parametrize("strategy", ["full", "freeze", "lora", "interpolated", "knn", "mixed"])
+LONGER = [pytest.param(strategy, marks=pytest.mark.slow) for strategy in ("full", "freeze")]
+"""Strategies that other tests of each change train as well."""
+
+
+@pytest.mark.parametrize("strategy", [*LONGER, "lora", "interpolated", "knn", "mixed"])
 def test_every_strategy_runs_and_scores_each_domain(strategy, checkpoint, tmp_path, monkeypatch):
     if strategy == "knn":
         pytest.importorskip("faiss")
@@ -262,6 +266,7 @@ def test_every_strategy_runs_and_scores_each_domain(strategy, checkpoint, tmp_pa
         assert any("general examples are mixed into each pass" in note for note in result.results["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", ["source", "target"])
 def test_validation_pairs_longer_than_the_positions_of_a_model_choose_no_neighbours(long, checkpoint, tmp_path):
     config = config_of(checkpoint, tmp_path / "run", "knn")

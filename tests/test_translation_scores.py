@@ -218,6 +218,7 @@ def test_p_values_of_systems_that_hardly_differ_count_equal_results():
         assert approximate_randomisation("bleu", a, b, 2000) == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.slow
 def test_equal_systems_are_told_apart_in_3_to_7_percent_of_comparisons():
     pool = [statistics_of(1000, 0.3, seed) for seed in (1, 2)]
     rng, found = np.random.default_rng(0), dict.fromkeys(METRICS, 0)

@@ -212,6 +212,7 @@ def test_stock_transformers_opens_the_folder_in_a_fresh_process(folder, learnt):
     assert seen["std"] == pytest.approx(0.0791, rel=0.05)  # sqrt(2 / (64 + 4 * 64))
 
 
+@pytest.mark.slow
 def test_unseen_characters_and_tags_become_the_unknown_token(folder):
     seen = opened(folder, [">>xx<< The cook", "The \u65e5\u672c cook"], ["x"])
     assert seen["source"][0][0] == 1 and seen["source"][0].count(1) == 1
@@ -219,6 +220,7 @@ def test_unseen_characters_and_tags_become_the_unknown_token(folder):
     assert seen["source_back"] == ["The cook", "The  cook"]  # with nothing where the run was
 
 
+@pytest.mark.slow
 def test_tags_of_the_training_text_are_language_codes_of_the_tokenizer(tmp_path):
     tagged = [f">>deu<< {text}" for text in ENGLISH]
     seen = opened(scratch_folder("marian-tiny", tagged, GERMAN, tmp_path / "tagged"), tagged[:1], GERMAN[:1])
