@@ -148,8 +148,10 @@ def train(order: Order) -> dict[str, Any]:
 
 
 def translate(order: Order) -> dict[str, Any]:
-    """Seq2SeqTrainer over the train pairs; translations of the test rows, by ``generate`` within it."""
+    """Seq2SeqTrainer over the train pairs; translations of the test rows by ``generate``, as long as ours may be."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+
+    from hf_transfer.decoding import most_new_tokens
 
     set_seed(order.seed)
     tokenizer = AutoTokenizer.from_pretrained(order.checkpoint)
@@ -182,9 +184,11 @@ def translate(order: Order) -> dict[str, Any]:
     losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     record["final_loss"] = losses[steps // loss_stretch(steps) * loss_stretch(steps)]
     started = time.perf_counter()
-    longest = min(2 * order.limit + 20, model.config.max_position_embeddings)
-    written = trainer.predict(splits["test"], max_length=longest, num_beams=order.beams).predictions
+    limits = [most_new_tokens(len(row["input_ids"]), model.config.max_position_embeddings) for row in splits["test"]]
+    written = trainer.predict(splits["test"], max_length=1 + max(limits), num_beams=order.beams).predictions
     record["scoring_seconds_per_example"] = (time.perf_counter() - started) / len(splits["test"])
+    for row, limit in zip(written, limits, strict=True):
+        row[limit:] = -1  # behind the start as many as ours may write, the end of them
     written = np.where(written < 0, tokenizer.pad_token_id, written)
     test = [row for row in rows if row["split"] == "test"]
     return record | {

@@ -117,9 +117,7 @@ def test_a_translator_ends_where_the_stock_trainer_ends(benchmarks, order, tmp_p
     expected, found = benchmarks.stock_trainer.translate(order), benchmarks.our_side.train(order)
     assert found["tokens_by_step"] == expected["tokens_by_step"] and len(found["tokens_by_step"]) == 9
     assert found["final_loss"] == pytest.approx(expected["final_loss"], rel=1e-4)
-    pairs = list(zip(found["predicted"], expected["predicted"], strict=True))
-    assert all(theirs.startswith(ours) for ours, theirs in pairs), "ours ends an answer that does not end sooner"
-    assert len({ours for ours, _ in pairs}) > 3
+    assert found["predicted"] == expected["predicted"] and len(set(found["predicted"])) > 3
     assert (found["ids"], found["reference"]) == (expected["ids"], expected["reference"])
     assert expected["padding_tokens"] > 0 == found["padding_tokens"]
     model = AutoModelForSeq2SeqLM.from_pretrained(order.checkpoint)
