@@ -31,87 +31,104 @@ def prepare(order: Order) -> dict[str, Any]:
     import torch
     import transformers
 
-    if order.case == "translation":
-        return prepare_translation(order)
     checkpoint = order.checkpoint
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     if order.size:
-        checkpoint, config = order.output, transformers.BertConfig(vocab_size=len(tokenizer), **SIZES[order.size])
-        torch.manual_seed(order.seed)
-        transformers.BertModel(config).save_pretrained(checkpoint)
-        tokenizer.save_pretrained(checkpoint)
+        checkpoint, config = order.output, random_weights(order, tokenizer, config)
     with torch.device("meta"):
         body = transformers.AutoModel.from_config(config)
-    stack = next(module for module in body.modules() if isinstance(module, torch.nn.ModuleList))
-    weights = [m.weight for m in stack.modules() if isinstance(m, torch.nn.Linear)]
     rows = [row for row in read_rows(order.rows) if row.get("split", "train") == "train"]
-    encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=order.limit)["input_ids"]
-    lengths = np.array([len(ids) for ids in encoded], dtype=float)
-    shape = {
+    shape = (shape_of_translator if order.case == "translation" else shape_of_encoder)(
+        body, encode(tokenizer, rows, order)
+    )
+    frozen = 0 if order.case == "translation" else int(shape["layers"]) * 2 // 3
+    if order.case == "evaluation":
+        trained = replace(order, checkpoint=checkpoint, output=f"{order.output}_trained", frozen_layers=0)
+        our_run(trained, "full")
+        checkpoint = f"{trained.output}/model"
+    return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": frozen}
+
+
+def random_weights(order: Order, tokenizer: Any, config: Any) -> Any:
+    """Write a checkpoint of ``order.size`` to ``order.output``; its configuration."""
+    import torch
+    import transformers
+
+    torch.manual_seed(order.seed)
+    if order.case == "translation":
+        config = type(config).from_dict(config.to_dict() | SIZES[order.size])
+        transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(order.output)
+    else:
+        config = transformers.BertConfig(vocab_size=len(tokenizer), **SIZES[order.size])
+        transformers.BertModel(config).save_pretrained(order.output)
+    tokenizer.save_pretrained(order.output)
+    return config
+
+
+def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], order: Order) -> Any:
+    """Token ids of texts, and in translation of references, as the documentation of transformers has it."""
+    texts = {"text": [row["text"] for row in rows]}
+    if order.case == "translation":
+        texts["text_target"] = [row["reference"] for row in rows]
+    return tokenizer(**texts, truncation=True, max_length=order.limit)
+
+
+def lengths_of(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """[rows] tokens of each, as floats."""
+    return np.array([len(ids) for ids in rows], dtype=float)
+
+
+def linear_weights(*parts: Any) -> list[Any]:
+    """The matrices of all linear layers."""
+    import torch
+
+    return [m.weight for part in parts for m in part.modules() if isinstance(m, torch.nn.Linear)]
+
+
+def shape_of_encoder(body: Any, encoded: Any) -> dict[str, float]:
+    """What ``measuring`` counts operations of a mean token from."""
+    import torch
+
+    stack = next(module for module in body.modules() if isinstance(module, torch.nn.ModuleList))
+    weights, lengths = linear_weights(stack), lengths_of(encoded["input_ids"])
+    return {
         "layers": len(stack),
-        "hidden": config.hidden_size,
+        "hidden": body.config.hidden_size,
         "inner": max(max(weight.shape) for weight in weights),
         "layer_weights": sum(weight.numel() for weight in weights) / len(stack),
         "mean_length": float(lengths.mean()),
         "context": float((lengths**2).sum() / lengths.sum()),  # tokens that an average token attends to
     }
-    if order.case == "evaluation":
-        trained = replace(order, checkpoint=checkpoint, output=f"{order.output}_trained", frozen_layers=0)
-        our_run(trained, "full")
-        checkpoint = f"{trained.output}/model"
-    return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": len(stack) * 2 // 3}
 
 
-def prepare_translation(order: Order) -> dict[str, Any]:
-    """``prepare`` of an encoder-decoder (Marian). In ``shape``, all that a mean token, source or target, goes through
-    is spread over the layers of both stacks: keys and values of cross-attention are a matter of source tokens, the
-    output layer one of target tokens, and a target token attends to itself, those before it and the source."""
-    import torch
-    import transformers
+def shape_of_translator(body: Any, encoded: Any) -> dict[str, float]:
+    """``shape_of_encoder`` of an encoder-decoder (Marian).
 
-    checkpoint = order.checkpoint
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    config = transformers.AutoConfig.from_pretrained(checkpoint)
-    if order.size:
-        checkpoint, config = order.output, type(config).from_dict(config.to_dict() | SIZES[order.size])
-        torch.manual_seed(order.seed)
-        transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(checkpoint)
-        tokenizer.save_pretrained(checkpoint)
-    with torch.device("meta"):
-        body = transformers.AutoModel.from_config(config)
+    All that a mean token, source or target, goes through is spread over the layers of both stacks: keys and values of
+    cross-attention are a matter of source tokens, the output layer one of target tokens, and a target token attends to
+    itself, those before it and the source.
+    """
+    config = body.config
 
-    def weights(*parts: Any) -> int:
-        linear = [m for part in parts for m in part.modules() if isinstance(m, torch.nn.Linear)]
-        return sum(module.weight.numel() for module in linear)
+    def count(*parts: Any) -> int:
+        return sum(weight.numel() for weight in linear_weights(*parts))
 
-    rows = [row for row in read_rows(order.rows) if row["split"] == "train"]
-    source, target = (
-        np.array([len(ids) for ids in encode(tokenizer, rows, order)[name]], dtype=float)
-        for name in ("input_ids", "labels")
-    )
+    source, target = lengths_of(encoded["input_ids"]), lengths_of(encoded["labels"])
     crossed = [layer.encoder_attn for layer in body.decoder.layers]
-    read_of_source = weights(*(part for attention in crossed for part in (attention.k_proj, attention.v_proj)))
-    own = weights(body.decoder) - read_of_source + config.vocab_size * config.d_model
+    read_of_source = count(*(part for attention in crossed for part in (attention.k_proj, attention.v_proj)))
+    own = count(body.decoder) - read_of_source + config.vocab_size * config.d_model
     layers, tokens = config.encoder_layers + config.decoder_layers, source.sum() + target.sum()
+    used = source.sum() * (count(body.encoder) + read_of_source) + target.sum() * own
     seen = config.encoder_layers * source**2 + config.decoder_layers * target * (source + (target + 1) / 2)
-    shape = {
+    return {
         "layers": layers,
         "hidden": config.d_model,
         "inner": config.encoder_ffn_dim,
-        "layer_weights": (source.sum() * (weights(body.encoder) + read_of_source) + target.sum() * own)
-        / tokens
-        / layers,
+        "layer_weights": used / tokens / layers,
         "mean_length": float((source + target).mean()),
         "context": float(seen.sum() / tokens / layers),
     }
-    return {"checkpoint": checkpoint, "shape": shape, "frozen_layers": 0}
-
-
-def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], order: Order) -> Any:
-    """Token ids of source and target, as the documentation of transformers has it."""
-    texts, references = ([row[name] for row in rows] for name in ("text", "reference"))
-    return tokenizer(texts, text_target=references, truncation=True, max_length=order.limit)
 
 
 def draw_head(order: Order) -> dict[str, Any]:
@@ -139,59 +156,37 @@ def our_run(order: Order, strategy: Any, probe_layers: str | None = None) -> Any
     import hf_transfer as ht
 
     precision: Any = order.precision
-    return ht.run(
-        ht.RunConfig(
-            data=ht.DataConfig(source=order.rows, id_column="id", max_length=order.limit),
-            model=ht.ModelConfig(checkpoint=order.checkpoint),
-            adapt=ht.AdaptConfig(strategy=strategy, freeze=str(order.frozen_layers), probe_layers=probe_layers),
-            train=ht.TrainConfig(
-                epochs=order.epochs,
-                learning_rate=order.learning_rate,
-                head_learning_rate=order.learning_rate,
-                window_size=order.window,
-                precision=precision,
-                validation_steps=order.validation_steps or 10**9,  # the last step alone
-            ),
-            evaluate=ht.EvaluateConfig(metrics=("accuracy", "log_loss"), selection="last"),
-            output_dir=order.output,
-            overwrite=True,
-            seed=order.seed,
-        )
+    data = ht.DataConfig(source=order.rows, id_column="id", max_length=order.limit)
+    train = ht.TrainConfig(
+        epochs=order.epochs,
+        learning_rate=order.learning_rate,
+        window_size=order.window,
+        precision=precision,
+        validation_steps=order.validation_steps or 10**9,  # the last step alone
     )
-
-
-def our_translation_run(order: Order) -> Any:
-    """``ht.run`` with the settings that stock_trainer.py gives to Seq2SeqTrainer."""
-    import hf_transfer as ht
-
-    precision: Any = order.precision
-    return ht.run(
-        ht.RunConfig(
+    common: dict[str, Any] = {
+        "model": ht.ModelConfig(checkpoint=order.checkpoint),
+        "output_dir": order.output,
+        "overwrite": True,
+        "seed": order.seed,
+    }
+    if order.case == "translation":
+        config = ht.RunConfig(
             task="translation",
-            data=ht.DataConfig(
-                source=order.rows,
-                id_column="id",
-                source_column="text",
-                target_column="reference",
-                source_lang="en",
-                target_lang="de",
-                max_length=order.limit,
-            ),
-            model=ht.ModelConfig(checkpoint=order.checkpoint),
-            train=ht.TrainConfig(
-                epochs=order.epochs,
-                learning_rate=order.learning_rate,
-                window_size=order.window,
-                precision=precision,
-                label_smoothing=0.0,
-                validation_steps=10**9,
-            ),
+            data=replace(data, source_column="text", target_column="reference", source_lang="en", target_lang="de"),
+            train=replace(train, label_smoothing=0.0),
             evaluate=ht.EvaluateConfig(metrics=("bleu",), selection="last", beams=order.beams),
-            output_dir=order.output,
-            overwrite=True,
-            seed=order.seed,
+            **common,
         )
-    )
+    else:
+        config = ht.RunConfig(
+            data=data,
+            adapt=ht.AdaptConfig(strategy=strategy, freeze=str(order.frozen_layers), probe_layers=probe_layers),
+            train=replace(train, head_learning_rate=order.learning_rate),
+            evaluate=ht.EvaluateConfig(metrics=("accuracy", "log_loss"), selection="last"),
+            **common,
+        )
+    return ht.run(config)
 
 
 def train(order: Order) -> dict[str, Any]:
@@ -200,7 +195,7 @@ def train(order: Order) -> dict[str, Any]:
     validated = range(order.validation_steps, steps + 1, order.validation_steps) if order.validation_steps else ()
     peaks = [matmul_rate(order)]
     with Clock(order.device, {order.warm_up_steps, steps, *validated}) as clock:
-        result = our_translation_run(order) if order.case == "translation" else our_run(order, order.way)
+        result = our_run(order, order.way)
     peaks.append(matmul_rate(order))
     logged = read_rows(result.output_dir / "log.jsonl")
     results = json.loads((result.output_dir / "results.json").read_text(encoding="utf-8"))

@@ -111,18 +111,69 @@ def train(order: Order) -> dict[str, Any]:
     splits, names = encoded(order, tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(order.checkpoint, num_labels=len(names))
     model = restricted(model.float(), order)
-    steps = -(-len(splits["train"]) // order.window) * order.epochs
     collator = CountingCollator(tokenizer)
     trainer = paired_trainer(
         order,
         model=model,
-        args=arguments(order, loss_stretch(steps)),
+        args=arguments(order, loss_stretch(steps_of(order, splits))),
         train_dataset=splits["train"],
         eval_dataset=splits["validation"] if order.validation_steps else None,
         data_collator=collator,
         processing_class=tokenizer,
         compute_metrics=lambda output: {"accuracy": float((output.predictions.argmax(-1) == output.label_ids).mean())},
     )
+    record = trained(trainer, collator, splits, order)
+    started = time.perf_counter()
+    logits = trainer.predict(splits["test"]).predictions
+    record["scoring_seconds_per_example"] = (time.perf_counter() - started) / len(splits["test"])
+    return record | outputs(order, logits, splits["test"])
+
+
+def translate(order: Order) -> dict[str, Any]:
+    """Seq2SeqTrainer over the train pairs; translations of the test rows by ``generate``, as long as ours may be."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+
+    from hf_transfer.decoding import most_new_tokens
+
+    set_seed(order.seed)
+    tokenizer = AutoTokenizer.from_pretrained(order.checkpoint)
+    model = AutoModelForSeq2SeqLM.from_pretrained(order.checkpoint).float()
+    splits, _ = encoded(order, tokenizer, ("train", "test"))
+    collator = CountingCollator(tokenizer, model)
+    trainer = paired_trainer(
+        order,
+        model=model,
+        args=arguments(order, loss_stretch(steps_of(order, splits))),
+        train_dataset=splits["train"],
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    record = trained(trainer, collator, splits, order)
+    started = time.perf_counter()
+    limits = [most_new_tokens(len(row["input_ids"]), model.config.max_position_embeddings) for row in splits["test"]]
+    written = trainer.predict(splits["test"], max_length=1 + max(limits), num_beams=order.beams).predictions
+    record["scoring_seconds_per_example"] = (time.perf_counter() - started) / len(splits["test"])
+    for row, limit in zip(written, limits, strict=True):
+        row[limit:] = -1  # behind the start as many as ours may write, the end of them
+    written = np.where(written < 0, tokenizer.pad_token_id, written)
+    test = [row for row in read_rows(order.rows) if row["split"] == "test"]
+    return record | {
+        "ids": [row["id"] for row in test],
+        "predicted": [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)],
+        "reference": [row["reference"] for row in test],
+    }
+
+
+def steps_of(order: Order, splits: dict[str, list[dict[str, Any]]]) -> int:
+    """Optimizer steps of a training."""
+    return -(-len(splits["train"]) // order.window) * order.epochs
+
+
+def trained(
+    trainer: Any, collator: CountingCollator, splits: dict[str, list[dict[str, Any]]], order: Order
+) -> dict[str, Any]:
+    """``trainer.train()`` with the clock around it."""
+    steps = steps_of(order, splits)
     validated = range(order.validation_steps, steps + 1, order.validation_steps) if order.validation_steps else ()
     peaks = [matmul_rate(order)]
     with Clock(order.device, {order.warm_up_steps, steps, *validated}) as clock:
@@ -141,61 +192,7 @@ def train(order: Order) -> dict[str, Any]:
             for entry in trainer.state.log_history
             if "eval_accuracy" in entry
         ]
-    started = time.perf_counter()
-    logits = trainer.predict(splits["test"]).predictions
-    record["scoring_seconds_per_example"] = (time.perf_counter() - started) / len(splits["test"])
-    return record | outputs(order, logits, splits["test"])
-
-
-def translate(order: Order) -> dict[str, Any]:
-    """Seq2SeqTrainer over the train pairs; translations of the test rows by ``generate``, as long as ours may be."""
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
-
-    from hf_transfer.decoding import most_new_tokens
-
-    set_seed(order.seed)
-    tokenizer = AutoTokenizer.from_pretrained(order.checkpoint)
-    model = AutoModelForSeq2SeqLM.from_pretrained(order.checkpoint).float()
-    rows = read_rows(order.rows)
-    splits = {}
-    for split in ("train", "test"):
-        tokens = encode(tokenizer, [row for row in rows if row["split"] == split], order)
-        splits[split] = [
-            {name: tokens[name][i] for name in ("input_ids", "attention_mask", "labels")}
-            for i in range(len(tokens["input_ids"]))
-        ]
-    steps = -(-len(splits["train"]) // order.window) * order.epochs
-    collator = CountingCollator(tokenizer, model)
-    settings = arguments(order, loss_stretch(steps))
-    trainer = paired_trainer(
-        order,
-        model=model,
-        args=settings,
-        train_dataset=splits["train"],
-        data_collator=collator,
-        processing_class=tokenizer,
-    )
-    peaks = [matmul_rate(order)]
-    with Clock(order.device, {order.warm_up_steps, steps}) as clock:
-        clock.start()
-        trainer.train()
-    peaks.append(matmul_rate(order))
-    record = training_record(clock, order, collator.batches, peaks)
-    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
-    record["final_loss"] = losses[steps // loss_stretch(steps) * loss_stretch(steps)]
-    started = time.perf_counter()
-    limits = [most_new_tokens(len(row["input_ids"]), model.config.max_position_embeddings) for row in splits["test"]]
-    written = trainer.predict(splits["test"], max_length=1 + max(limits), num_beams=order.beams).predictions
-    record["scoring_seconds_per_example"] = (time.perf_counter() - started) / len(splits["test"])
-    for row, limit in zip(written, limits, strict=True):
-        row[limit:] = -1  # behind the start as many as ours may write, the end of them
-    written = np.where(written < 0, tokenizer.pad_token_id, written)
-    test = [row for row in rows if row["split"] == "test"]
-    return record | {
-        "ids": [row["id"] for row in test],
-        "predicted": [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)],
-        "reference": [row["reference"] for row in test],
-    }
+    return record
 
 
 def evaluate(order: Order) -> dict[str, Any]:
@@ -277,17 +274,17 @@ def probe_by_sentence_transformers(order: Order) -> dict[str, Any]:
 def encoded(
     order: Order, tokenizer: Any, wanted: Sequence[str] = ("train", "validation", "test")
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Rows of each split as token ids with labels, and the names of the classes in their order."""
+    """Rows of each split as token ids with labels, and the names of the classes in their order (of sentences none)."""
     rows = read_rows(order.rows)
-    names = sorted({row["label"] for row in rows})
+    names = sorted({row["label"] for row in rows if "label" in row})
     splits: dict[str, list[dict[str, Any]]] = {}
     for split in wanted:
         own = [row for row in rows if row["split"] == split]
-        tokens = tokenizer([row["text"] for row in own], truncation=True, max_length=order.limit)
-        splits[split] = [
-            {**{name: values[i] for name, values in tokens.items()}, "label": names.index(row["label"])}
-            for i, row in enumerate(own)
-        ]
+        tokens = encode(tokenizer, own, order)
+        splits[split] = [{name: values[i] for name, values in tokens.items()} for i in range(len(own))]
+        if names:
+            for encoding, row in zip(splits[split], own, strict=True):
+                encoding["label"] = names.index(row["label"])
     return splits, names
 
 
